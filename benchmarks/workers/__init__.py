@@ -1,0 +1,1 @@
+"""One program each, kept alive between work items; started by `benchmarks.harness`."""

@@ -1,0 +1,58 @@
+"""Array kernels of the inner loops, written so that XLA compiles them well; no physics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def take(values, index):
+    """`values[index]` for an index that is known to be valid: no clamping, no wrapping of negative numbers."""
+    return jnp.asarray(values).at[index].get(mode="promise_in_bounds")
+
+
+UNROLLED_SLOTS = 512
+LANES = 8
+
+
+@jax.custom_jvp
+def slot_sum(weights, edges):
+    """(rows, K), (rows, K, 3) -> (rows, 3): the sum over slots of weight times edge.
+
+    On CPU it is written as explicit additions: XLA would otherwise materialise the products (measured: 50 against 110 ns
+    an atom). The order of additions does not depend on K, so empty slots change no bit of the result.
+    """
+    n_slots = weights.shape[1]
+    if n_slots == 0 or n_slots > UNROLLED_SLOTS or jax.default_backend() != "cpu":
+        return jnp.einsum("nk,nkx->nx", weights, edges)
+    lanes = [weights[:, k, None] * edges[:, k] for k in range(min(LANES, n_slots))]
+    for k in range(LANES, n_slots):
+        lanes[k % LANES] = lanes[k % LANES] + weights[:, k, None] * edges[:, k]
+    while len(lanes) > 1:
+        lanes = [a + b for a, b in zip(lanes[::2], lanes[1::2], strict=False)] + ([lanes[-1]] if len(lanes) % 2 else [])
+    return lanes[0]
+
+
+@slot_sum.defjvp
+def _slot_sum_jvp(primals, tangents):
+    (weights, edges), (d_weights, d_edges) = primals, tangents
+    change = jnp.einsum("nk,nkx->nx", d_weights, edges) + jnp.einsum("nk,nkx->nx", weights, d_edges)
+    return slot_sum(weights, edges), change
+
+
+def map_blocks(function, n: int, block: int):
+    """Stack `function(start)` (a pytree with `block` leading rows) over blocks that cover `n` rows.
+
+    The last block overlaps its predecessor instead of being padded, so nothing is copied to make `n` divisible.
+    """
+    block = min(block, n)
+    count = -(-n // block)
+    starts = jnp.minimum(jnp.arange(count, dtype=jnp.int32) * block, n - block)
+    stacked = jax.lax.map(function, starts)
+    rest = n - (count - 1) * block
+
+    def join(x):
+        head = x[:-1].reshape(-1, *x.shape[2:])
+        return jnp.concatenate([head, x[-1, block - rest :]]) if rest < block else x.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, stacked)

@@ -1,0 +1,235 @@
+"""Verbs and flags. What they do is in `commands.py`, which is imported only when a verb runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from jaxmd_thermal import __version__
+from jaxmd_thermal.errors import ThermalError
+
+app = App(
+    name="jaxmd-thermal",
+    help="Thermal conductivity with an error bar, from a structure and a potential.",
+    version=__version__,
+    default_parameter=Parameter(negative=(), negative_iterable=(), negative_none=(), show_default=False),
+    suppress_keyboard_interrupt=False,  # `guarded` says how to go on
+    help_format="plaintext",
+    help_epilogue="First try: jaxmd-thermal green-kubo argon --potential lj-argon-gk --temperature 50 "
+    "--supercell 4 4 4 --steps 20000 --out runs/argon50",
+)
+RUN = Group("Dynamics", sort_key=2)
+OUTPUT = Group("Output", sort_key=3)
+
+Structure = Annotated[str | None, Parameter(help="Structure file (any that ASE reads), or `argon`, `silicon`.")]
+Potential = Annotated[str | None, Parameter(help="lj-argon-gk, lj-argon-cut25, lj-argon-jmd25, sw-silicon, or a file.")]
+Supercell = Annotated[
+    tuple[int, int, int] | None, Parameter(help="Repetitions along the three lattice vectors.", group=RUN)
+]
+Config = Annotated[str | None, Parameter(help="TOML file with the same options; what is typed wins.", group=OUTPUT)]
+Debug = Annotated[bool, Parameter(help="Show the traceback of an error.", group=OUTPUT)]
+
+
+@Parameter(name="*")
+@dataclass
+class Dynamics:
+    """Flags of every verb that runs dynamics; None: not typed."""
+
+    temperature: Annotated[float | None, Parameter(help="K.", group=RUN)] = None
+    supercell: Supercell = None
+    timestep: Annotated[float | None, Parameter(help="fs [default: 4].", group=RUN)] = None
+    steps: Annotated[int | None, Parameter(help="Steps that are measured [default: 100000; md: 10000].", group=RUN)] = (
+        None
+    )
+    replicas: Annotated[
+        int | None, Parameter(help="Independent copies; they give the error bar [default: 4; md: 1].", group=RUN)
+    ] = None
+    seed: Annotated[int | None, Parameter(help="The same seed gives the same numbers [default: 0].", group=RUN)] = None
+    dtype: Annotated[
+        str | None, Parameter(help="float64, or float32 for the potential only [default: float64].", group=RUN)
+    ] = None
+    sample_every: Annotated[
+        int | None, Parameter(help="Steps between stored values [default: 1; hnemd: 5; md: 100].", group=RUN)
+    ] = None
+    out: Annotated[
+        str | None, Parameter(help="Folder for results.json, run.h5, report.html and checkpoints.", group=OUTPUT)
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass
+class Conductivity(Dynamics):
+    """Flags of both routes to a conductivity."""
+
+    equilibration: Annotated[
+        int | None, Parameter(help="Steps before, which are discarded [default: 10000].", group=RUN)
+    ] = None
+    volume: Annotated[float | None, Parameter(help="Å^3, for slabs, wires, clusters and --flux.", group=RUN)] = None
+    thickness: Annotated[float | None, Parameter(help="Å, for slabs: the volume is area times this.", group=RUN)] = None
+
+
+DryRun = Annotated[bool, Parameter(help="Estimate time and memory; compute nothing.", group=OUTPUT)]
+Vectors = Annotated[
+    list[tuple[float, float, float]] | None,
+    Parameter(help="1/Å, three components; repeat the flag to check the linear regime.", group=RUN),
+]
+
+
+def _typed(dynamics: Dynamics | None, **more: Any) -> dict[str, Any]:
+    given = {f.name: getattr(dynamics, f.name) for f in fields(dynamics)} if dynamics is not None else {}
+    return given | more
+
+
+@app.command(name="green-kubo")
+def green_kubo(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    dynamics: Conductivity | None = None,
+    sizes: Annotated[
+        list[tuple[int, int, int]] | None,
+        Parameter(help="Supercells to compare; repeat the flag: --sizes 4 4 4 --sizes 6 6 6.", group=RUN),
+    ] = None,
+    flux: Annotated[
+        list[str] | None,
+        Parameter(help="Heat flux series instead of a structure: LAMMPS, GPUMD, run.h5; repeat the flag for replicas."),
+    ] = None,
+    flux_units: Annotated[str | None, Parameter(help="metal, real, gpumd or internal (eV Å/fs).")] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Conductivity from the fluctuations of the heat flux at equilibrium."""
+    from jaxmd_thermal.cli import commands
+
+    typed = _typed(dynamics, structure=structure, potential=potential, sizes=_tuple(sizes), flux=_tuple(flux))
+    typed["flux_units"] = flux_units
+    return commands.run("green-kubo", typed, config, dry_run=dry_run)
+
+
+@app.command
+def hnemd(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    dynamics: Conductivity | None = None,
+    driving_force: Vectors = None,
+    spectral_lags: Annotated[
+        int | None,
+        Parameter(
+            help="Samples of memory for the spectrum, at most a quarter of the run; 0: none [default: 200].", group=RUN
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Conductivity from the response to a driving force, with the spectrum of the current."""
+    from jaxmd_thermal.cli import commands
+
+    typed = _typed(dynamics, structure=structure, potential=potential, driving_force=_tuple(driving_force))
+    typed["spectral_lags"] = spectral_lags
+    return commands.run("hnemd", typed, config, dry_run=dry_run)
+
+
+@app.command
+def md(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    dynamics: Dynamics | None = None,
+    ensemble: Annotated[
+        str | None,
+        Parameter(help="nve, langevin, nose-hoover, csvr, npt, npt-flexible [default: langevin].", group=RUN),
+    ] = None,
+    pressure: Annotated[float | None, Parameter(help="GPa, for npt.", group=RUN)] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Molecular dynamics with a trajectory (trajectory.extxyz) and energies (run.h5)."""
+    from jaxmd_thermal.cli import commands
+
+    typed = _typed(dynamics, structure=structure, potential=potential, ensemble=ensemble, pressure=pressure)
+    return commands.run("md", typed, config, dry_run=dry_run)
+
+
+@app.command(name="check-heat-flux")
+def check_heat_flux(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    supercell: Supercell = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Is the heat flux of a potential right? Two independent references, no dynamics. Exit code 1 if not."""
+    from jaxmd_thermal.cli import commands
+
+    return commands.check(
+        "check-heat-flux", dict(structure=structure, potential=potential, supercell=supercell), config
+    )
+
+
+@app.command
+def resume(directory: Annotated[str, Parameter(help="Folder of an earlier run.")], /, *, debug: Debug = False) -> int:
+    """Continue a run that was stopped, to the same bits as if it had not been."""
+    from jaxmd_thermal.cli import commands
+
+    return commands.resume(directory)
+
+
+@app.command
+def report(directory: Annotated[str, Parameter(help="Folder of a run.")], /, *, debug: Debug = False) -> int:
+    """Rebuild DIR/report.html from DIR/results.json and DIR/run.h5."""
+    from jaxmd_thermal.cli import commands
+
+    return commands.report(directory)
+
+
+def _tuple(values: list | None) -> tuple | None:
+    return None if values is None else tuple(values)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a check failed, 2 an error that the user can repair, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(
+        guarded(
+            lambda: app(arguments, exit_on_error=False, print_error=False, result_action="return_value"),
+            debug="--debug" in arguments,
+        )
+    )
+
+
+def guarded(action: Callable[[], Any], debug: bool = False) -> int:
+    """Exit code of `action`: what the user can repair becomes one red line instead of a traceback."""
+    try:
+        code = action()
+    except CycloptsError as error:
+        return _complain(str(error).strip(), "see jaxmd-thermal --help")
+    except ThermalError as error:
+        if debug:
+            raise
+        return _complain(str(error), None)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command or `jaxmd-thermal resume DIR` continues", None, code=130)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, advice: str | None, code: int = 2) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    line = Text("error: ", style="bold red") + Text(" ".join(message.split()), style="red")
+    console.print(line + Text(f" ({advice})", style="dim") if advice else line)
+    return code

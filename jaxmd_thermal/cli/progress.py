@@ -1,0 +1,99 @@
+"""What the terminal shows while a run computes, and the table at its end."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def announce(text: str) -> None:
+    """One line on standard output."""
+    print(text, flush=True)
+
+
+@contextmanager
+def reporter() -> Iterator[Callable[[Any], None]]:
+    """A callback for `progress=`: a bar in a terminal, a line every tenth of a stage elsewhere (log files)."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+        console=Console(stderr=True),
+    ) as bar:  # fmt: skip
+        yield _Bar(bar)
+
+
+class _Bar:
+    def __init__(self, bar: Any):
+        self.bar = bar
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, progress: Any) -> None:
+        if progress.stage not in self.tasks:
+            self.tasks[progress.stage] = self.bar.add_task(progress.stage, total=progress.steps, state="")
+        self.bar.update(
+            self.tasks[progress.stage], completed=min(progress.step, progress.steps), state=state_line(progress)
+        )
+
+
+class _Lines:
+    def __init__(self):
+        self.shown: dict[str, int] = {}
+
+    def __call__(self, progress: Any) -> None:
+        tenth = 10 * progress.step // max(progress.steps, 1)
+        if progress.compiling or tenth > self.shown.get(progress.stage, -1):
+            self.shown[progress.stage] = tenth
+            step = min(progress.step, progress.steps)
+            print(
+                f"{progress.stage}: step {step} of {progress.steps}, {state_line(progress)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def state_line(progress: Any) -> str:
+    """`1.2 ns/day, 50.1 K, drift 0.03 µeV/atom, 2 min left`."""
+    if progress.compiling:
+        return "compiling (once), about 20 s"
+    parts = [
+        f"{progress.ns_per_day:.3g} ns/day" if math.isfinite(progress.ns_per_day) else "",
+        f"{progress.temperature:.1f} K" if math.isfinite(progress.temperature) else "",
+        f"drift {1e6 * progress.drift:.2g} µeV/atom" if math.isfinite(progress.drift) else "",
+        f"{duration(progress.eta_s)} left" if math.isfinite(progress.eta_s) else "",
+    ]
+    return ", ".join(p for p in parts if p)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3.2 min`, `5.1 h`, `2.3 d`."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def summary(results: list[Any]) -> None:
+    """A table of conductivities with errors and verdicts on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxmd_thermal.report.data import with_error
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("method", "atoms", "T (K)", "kappa (W/(m K))", "verdict"):
+        table.add_column(title, overflow="fold")
+    for r in results:
+        color = "green" if r.verdict.converged else "yellow"
+        table.add_row(
+            r.method, str(r.n_atoms or ""), f"{r.temperature:g}", with_error(r.isotropic, r.isotropic_stderr),
+            f"[{color}]{r.verdict.text}[/]",
+        )  # fmt: skip
+    Console(highlight=False).print(table)

@@ -1,0 +1,203 @@
+"""What a run can be told, by flags or by a TOML file: one strict schema per verb.
+
+A value typed on the command line wins over the file, the file over the default. An unknown key, a wrong type or an
+impossible value is an error that names it, never a silent default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from jaxmd_thermal.errors import InputError, nearest
+
+Repeats = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Vector = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Base of the schemas: unknown keys are errors; keys may be spelled with dashes, like the flags."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(Strict):
+    """Options of every verb that runs dynamics."""
+
+    structure: str | None = None
+    potential: str | None = None
+    temperature: Positive | None = None
+    supercell: Repeats = (1, 1, 1)
+    timestep: Positive = 4.0
+    steps: Annotated[int, Field(ge=1)] = 100_000
+    replicas: Annotated[int, Field(ge=1)] = 4
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    dtype: Literal["float64", "float32"] = "float64"
+    sample_every: Annotated[int, Field(ge=1)] = 1
+    out: str | None = None
+
+    @field_validator("supercell", mode="before")
+    @classmethod
+    def _one_number_for_three(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) else value
+
+
+class ConductivitySettings(RunSettings):
+    """Options of both routes to a conductivity."""
+
+    equilibration: Annotated[int, Field(ge=0)] = 10_000
+    volume: Positive | None = None
+    thickness: Positive | None = None
+
+
+class GreenKuboSettings(ConductivitySettings):
+    """Options of `green-kubo`."""
+
+    sizes: tuple[Repeats, ...] = ()
+    flux: tuple[str, ...] = ()
+    flux_units: Literal["metal", "real", "gpumd", "internal"] | None = None
+
+    @field_validator("flux", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class HnemdSettings(ConductivitySettings):
+    """Options of `hnemd`."""
+
+    sample_every: Annotated[int, Field(ge=1)] = 5
+    driving_force: tuple[Vector, ...] = ()
+    spectral_lags: Annotated[int, Field(ge=0)] = 200
+
+    @field_validator("driving_force", mode="before")
+    @classmethod
+    def _one_vector(cls, value: Any) -> Any:
+        one = isinstance(value, list | tuple) and len(value) == 3 and not isinstance(value[0], list | tuple)
+        return (value,) if one else value
+
+
+class MdSettings(RunSettings):
+    """Options of `md`."""
+
+    steps: Annotated[int, Field(ge=1)] = 10_000
+    replicas: Annotated[int, Field(ge=1)] = 1
+    sample_every: Annotated[int, Field(ge=1)] = 100
+    ensemble: Literal["nve", "langevin", "nose-hoover", "csvr", "npt", "npt-flexible"] = "langevin"
+    pressure: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class CheckSettings(Strict):
+    """Options of `check-heat-flux`."""
+
+    structure: str | None = None
+    potential: str | None = None
+    supercell: Repeats = (1, 1, 1)
+
+
+SCHEMAS: dict[str, type[Strict]] = {
+    "green-kubo": GreenKuboSettings,
+    "hnemd": HnemdSettings,
+    "md": MdSettings,
+    "check-heat-flux": CheckSettings,
+}
+
+
+def flag(key: str) -> str:
+    """`sample_every` -> `--sample-every`."""
+    return "--" + key.replace("_", "-")
+
+
+def load_config(path: str | Path, verb: str) -> dict[str, Any]:
+    """Options of `verb` from a TOML file.
+
+    Keys at the top hold for every verb; a table named like a verb (`[hnemd]`) for that verb only. So one file can
+    describe Green-Kubo and HNEMD runs of the same crystal.
+
+    Raises:
+      InputError: the file is missing or no TOML, or a key is unknown (the nearest known one is suggested).
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"there is no configuration file '{path}'; check --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration '{path}': {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"'{path}' is no valid TOML: {error}") from error
+
+    mine = set(SCHEMAS[verb].model_fields)
+    anywhere = {field for schema in SCHEMAS.values() for field in schema.model_fields}
+    options: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in SCHEMAS:
+            if not isinstance(value, dict):
+                raise InputError(f"'{path}': '{name}' is a verb; write its options in a table [{name}]")
+            for key in value:
+                _known(key, set(SCHEMAS[name].model_fields), f"'{path}', table [{name}]")
+            continue
+        # A key of another verb is fine at the top, where common options live; a key of no verb is a typing error.
+        key = _known(name, anywhere | set(SCHEMAS), f"'{path}'")
+        if key in mine:
+            options[key] = value
+    options |= {key.replace("-", "_"): value for key, value in data.get(verb, {}).items()}
+    return options
+
+
+def _known(key: str, known: set[str], where: str) -> str:
+    plain = key.replace("-", "_")
+    if plain not in known:
+        listed = ", ".join(sorted(k for k in known if k not in SCHEMAS))
+        raise InputError(f"{where}: unknown key '{key}'{nearest(plain, known)} Known keys: {listed}")
+    return plain
+
+
+def settings_for(verb: str, typed: dict[str, Any], config: str | Path | None = None) -> Any:
+    """Validated settings of `verb` from what was typed (None: not typed) and an optional TOML file.
+
+    Raises:
+      InputError: names the option, its value, the limit and where it came from.
+    """
+    schema = SCHEMAS[verb]
+    from_file = load_config(config, verb) if config is not None else {}
+    given = {key: value for key, value in typed.items() if value is not None and value != ()}
+    try:
+        return schema(**(from_file | given))
+    except ValidationError as error:
+        raise InputError(explain(error, from_file.keys() - given.keys(), config)) from None
+
+
+def explain(error: ValidationError, from_file: set[str] | Any = (), config: str | Path | None = None) -> str:
+    """The errors of a schema, one sentence each: option, value, what is needed."""
+    sentences = []
+    for item in error.errors():
+        key = str(item["loc"][0])
+        where = f"{key} in '{config}'" if key in from_file else flag(key)
+        if item["type"] == "extra_forbidden":
+            sentences.append(f"{where}: this verb has no such option")
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        message = message.replace("Input should be", "it must be").replace("valid ", "")
+        sentences.append(f"{where} is {item['input']!r}: {message[:1].lower() + message[1:]}")
+    return "; ".join(dict.fromkeys(sentences))
+
+
+def require(settings: Any, verb: str, *keys: str) -> None:
+    """Raise InputError with an example unless all of `keys` are given."""
+    missing = [key for key in keys if getattr(settings, key) in (None, ())]
+    if missing:
+        names = ", ".join("STRUCTURE" if key == "structure" else flag(key) for key in missing)
+        raise InputError(
+            f"{verb} needs {names}. For example: jaxmd-thermal {verb} argon --potential lj-argon-gk"
+            + (
+                " --temperature 50 --supercell 4 4 4 --out runs/argon"
+                if "temperature" in type(settings).model_fields
+                else ""
+            )
+            + (" --driving-force 0.01 0 0" if verb == "hnemd" else "")
+        )

@@ -1,0 +1,92 @@
+"""Lennard-Jones, for one or several species."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.potentials.base import PairPotential
+from jaxmd_thermal.system import static
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LennardJones(PairPotential):
+    """phi(r) = 4 epsilon [(sigma/r)^12 - (sigma/r)^6], truncated at `cutoff`.
+
+    Args:
+      epsilon: eV; a number, or a symmetric (species, species) matrix.
+      sigma: Å; the same shape as epsilon, or a number.
+      cutoff: Å.
+      truncation: "cut" (energy jumps at the cutoff), "shift" (phi(cutoff) subtracted), or "switch" (multiplied from
+        `switch_start` on by S = (rc^2 - r^2)^2 (rc^2 + 2 r^2 - 3 ron^2) / (rc^2 - ron^2)^3, the XPLOR switch: energy
+        and force are continuous).
+      switch_start: Å, where the switch begins.
+      species: atomic numbers in the order of the matrices; needed if they are matrices.
+
+    Source: Lennard-Jones (1924); switch: Brünger, X-PLOR manual; checked against LAMMPS.
+    """
+
+    epsilon: Any
+    sigma: Any
+    cutoff: float = static()
+    truncation: Literal["cut", "shift", "switch"] = static("cut")
+    switch_start: float | None = static(None)
+    species: tuple[int, ...] | None = static(None)
+
+    def __post_init__(self):
+        for name in ("epsilon", "sigma"):
+            value = getattr(self, name)
+            if isinstance(value, int | float | list | tuple):
+                # NumPy float64, whatever the user's jax_enable_x64: a float32 leaf would spoil float64 runs.
+                object.__setattr__(self, name, np.asarray(value, np.float64))
+        if self.truncation not in ("cut", "shift", "switch"):
+            raise InputError(f"truncation is {self.truncation!r}; it must be 'cut', 'shift' or 'switch'")
+        if not self.cutoff > 0:
+            raise InputError(f"the cutoff is {self.cutoff} Å; it must be positive")
+        if (self.truncation == "switch") != (self.switch_start is not None):
+            raise InputError(
+                f"truncation {self.truncation!r} with switch_start {self.switch_start}: "
+                "'switch' needs a switch_start in Å, the others take none"
+            )
+        if self.switch_start is not None and not 0 < self.switch_start < self.cutoff:
+            raise InputError(
+                f"switch_start is {self.switch_start} Å; it must lie between 0 and the cutoff {self.cutoff} Å"
+            )
+        shape = max(np.shape(self.epsilon), np.shape(self.sigma), key=len)
+        if len(shape) == 2 and (self.species is None or shape != (len(self.species),) * 2):
+            raise InputError(
+                f"epsilon and sigma have the shape {shape}, but species is {self.species}: "
+                "name one atomic number for each row"
+            )
+
+    def pair_energy(self, distances_squared, graph):
+        epsilon, sigma = jnp.asarray(self.epsilon), jnp.asarray(self.sigma)
+        if epsilon.ndim == 2 or sigma.ndim == 2:
+            assert self.species is not None
+            table = np.zeros(max(self.species) + 1, np.int32)
+            table[list(self.species)] = np.arange(len(self.species))
+            a, b = jnp.asarray(table)[graph.numbers[:, None]], jnp.asarray(table)[graph.neighbor_numbers]
+            epsilon = epsilon[a, b] if epsilon.ndim == 2 else epsilon
+            sigma = sigma[a, b] if sigma.ndim == 2 else sigma
+
+        def bare(d2):
+            s6 = (sigma * sigma / d2) ** 3
+            return 4.0 * epsilon * (s6 * s6 - s6)
+
+        phi = bare(distances_squared)
+        rc2 = self.cutoff**2
+        if self.truncation == "shift":
+            phi = phi - bare(jnp.asarray(rc2, phi.dtype))
+        elif self.truncation == "switch":
+            assert self.switch_start is not None
+            on2 = self.switch_start**2
+            d2 = distances_squared
+            switch = (rc2 - d2) ** 2 * (rc2 + 2.0 * d2 - 3.0 * on2) / (rc2 - on2) ** 3
+            phi = phi * jnp.where(d2 < on2, 1.0, switch)
+        return phi

@@ -1,0 +1,300 @@
+"""An E(3)-equivariant message-passing network, and the pattern that every learned potential follows.
+
+Written with Flax (parameters) and e3nn-jax (spherical harmonics, Clebsch-Gordan coefficients). Neighbours are seen
+through `graph.map_rows` only, so forces, stress and the exact heat flux come from the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmd_thermal._backend import double_precision
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.potentials.base import Potential
+from jaxmd_thermal.system import static
+
+MAX_DEGREE = 4
+MAX_LAYERS = 8
+
+
+@lru_cache
+def paths(l_in: int, l_edge: int, l_out: int) -> tuple[tuple[int, int, int], ...]:
+    """(l1, l2, l3) of feature, harmonic and message that conserve parity, sorted by l3: every l has parity (-1)^l."""
+    return tuple(
+        (l1, l2, l3)
+        for l3 in range(l_out + 1)
+        for l1 in range(l_in + 1)
+        for l2 in range(l_edge + 1)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+    )
+
+
+@lru_cache
+def coupling(l1: int, l2: int, l3: int) -> np.ndarray:
+    """Real Clebsch-Gordan coefficients, scaled so that unit-variance inputs give unit-variance components."""
+    return e3nn.clebsch_gordan(l1, l2, l3) * np.sqrt(2 * l3 + 1)
+
+
+def part(degree: int) -> slice:
+    """Components of degree l on an axis that runs over all (l, m)."""
+    return slice(degree**2, (degree + 1) ** 2)
+
+
+def cutoff_function(x):
+    """(1 - u)^4 (1 + 4u + 10u^2 + 20u^3) with u = x^2 below 1, then 0.
+
+    1 with three vanishing derivatives at x = 0, and 0 with three at x = 1: the third derivatives of the energy, which
+    gradients through forces and heat flux reach, stay continuous when a neighbour comes or goes.
+    """
+    u = jnp.minimum(x * x, 1.0)
+    return (1.0 - u) ** 4 * (1.0 + u * (4.0 + u * (10.0 + 20.0 * u)))
+
+
+def radial_basis(distances_squared, cutoff: float, size: int):
+    """(..., size) Bessel functions sqrt(2/rc) sin(n pi r/rc)/r, times the cutoff function; zero from the cutoff on."""
+    r = jnp.sqrt(distances_squared)
+    n = np.arange(1, size + 1) * np.pi / cutoff
+    waves = jnp.sin(r[..., None] * n.astype(r.dtype)) / r[..., None]
+    # Scaled to order one at typical distances, so that the first layer starts in the linear range of silu.
+    return waves * (np.sqrt(2.0 * cutoff) * cutoff_function(r / cutoff))[..., None]
+
+
+class Layer(nn.Module):
+    """Message, mixing, gate. Features are (atoms, (l, m), channels)."""
+
+    channels: int
+    l_in: int
+    l_edge: int
+    l_out: int
+    radial: int
+    hidden: int
+    neighbors: float
+
+    def setup(self):
+        c, mine = self.channels, paths(self.l_in, self.l_edge, self.l_out)
+        weights = nn.initializers.normal(1.0, np.float64)
+        self.up = self.param("up", weights, (self.l_in + 1, c, c))
+        self.first = self.param("radial_1", weights, (self.radial, self.hidden))
+        self.second = self.param("radial_2", weights, (self.hidden, len(mine) * c))
+        self.down = [
+            self.param(f"down_{l3}", weights, (sum(p[2] == l3 for p in mine) * c, c)) for l3 in range(self.l_out + 1)
+        ]
+        self.skip = self.param("skip", weights, (min(self.l_in, self.l_out) + 1, c, c))
+        self.gate = self.param("gate", weights, (c, self.l_out * c))
+
+    def message(self, graph, sent):
+        """Sum over neighbours: sent (rows, K, (l1, m1), c) -> list over l3 of (rows, m3, paths * c)."""
+        dtype = sent.dtype
+        harmonics = e3nn.spherical_harmonics(
+            [e3nn.Irrep(degree, (-1) ** degree) for degree in range(self.l_edge + 1)],
+            graph.edge_vectors,
+            normalize=True,
+            normalization="component",
+            algorithm=("recursive", "sparse"),
+        ).array
+        basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial)
+        # No biases: where the basis is zero, so is the message, and empty slots need no mask.
+        weights = nn.silu(basis @ self.first / np.sqrt(self.radial)) @ self.second / np.sqrt(self.hidden)
+        weights = weights.reshape(*basis.shape[:-1], -1, self.channels)
+        sums: list[list[Any]] = [[] for _ in range(self.l_out + 1)]
+        for p, (l1, l2, l3) in enumerate(paths(self.l_in, self.l_edge, self.l_out)):
+            # Harmonics and coefficients first, without channels; then one product that sums over neighbours and m1.
+            matrix = jnp.einsum("abm,nkb->nkam", jnp.asarray(coupling(l1, l2, l3), dtype), harmonics[..., part(l2)])
+            weighted = sent[..., part(l1), :] * weights[:, :, None, p]
+            sums[l3].append(jnp.einsum("nkam,nkac->nmc", matrix, weighted))
+        return [jnp.concatenate(s, axis=-1) / np.sqrt(self.neighbors) for s in sums]
+
+    def __call__(self, graph, features, block):
+        def linear(weights, x):
+            per_component = [w for degree, w in enumerate(weights) for _ in range(2 * degree + 1)]
+            return jnp.einsum("nmc,mcd->nmd", x, jnp.stack(per_component)) / np.sqrt(x.shape[-1])
+
+        received = graph.map_rows(self.message, gathered=(linear(self.up, features),), block=block)
+        mixed = jnp.concatenate([r @ w / np.sqrt(w.shape[0]) for r, w in zip(received, self.down, strict=True)], axis=1)
+        kept = linear(self.skip, features[:, : mixed.shape[1]])
+        mixed = mixed + jnp.pad(kept, ((0, 0), (0, mixed.shape[1] - kept.shape[1]), (0, 0)))
+        scalars = mixed[:, :1]
+        if self.l_out == 0:
+            return nn.silu(scalars)
+        gates = nn.sigmoid(scalars[:, 0] @ self.gate / np.sqrt(self.channels))
+        gates = gates.reshape(-1, self.l_out, self.channels)
+        of_component = np.repeat(np.arange(self.l_out), 2 * np.arange(1, self.l_out + 1) + 1)
+        return jnp.concatenate([nn.silu(scalars), mixed[:, 1:] * gates[:, of_component]], axis=1)
+
+
+class Network(nn.Module):
+    """Embedding of the species, layers, readout of one energy per atom."""
+
+    n_species: int
+    layers: int
+    channels: int
+    lmax: int
+    radial: int
+    hidden: int
+    neighbors: float
+    block: int | None
+
+    def setup(self):
+        weights = nn.initializers.normal(1.0, np.float64)
+        self.embedding = self.param("embedding", weights, (self.n_species, self.channels))
+        self.steps = [
+            Layer(
+                self.channels,
+                l_in=self.lmax if step else 0,
+                l_edge=self.lmax,
+                l_out=self.lmax if step + 1 < self.layers else 0,
+                radial=self.radial,
+                hidden=self.hidden,
+                neighbors=self.neighbors,
+            )
+            for step in range(self.layers)
+        ]
+        self.readout_1 = self.param("readout_1", weights, (self.channels, self.channels))
+        self.readout_2 = self.param("readout_2", weights, (self.channels,))
+
+    def declare(self):
+        """Touches every parameter and computes nothing; for initialisation."""
+        for step in self.steps:
+            step.up  # noqa: B018
+
+    def __call__(self, graph, kinds):
+        features = self.embedding[kinds][:, None]
+        for step in self.steps:
+            features = step(graph, features, self.block)
+        scalars = nn.silu(features[:, 0] @ self.readout_1 / np.sqrt(self.channels))
+        return scalars @ self.readout_2 / np.sqrt(self.channels)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EquivariantNetwork(Potential):
+    """E(3)-equivariant network with 1 to 8 message-passing layers; made by `create`.
+
+    Attributes:
+      params: Flax parameters of the network, NumPy float64 (leaves; cast to the precision of the run).
+      scale: eV, unit of the network's output (leaf).
+      references: (species,) eV, constant energies of the elements (leaf). In the energy, not in the heat flux.
+      network: the architecture (static).
+      cutoff: Å.
+      species: atomic numbers, in the order of the embedding.
+
+    Source of the pattern: NequIP, Batzner et al., Nature Communications 13, 2453 (2022).
+    """
+
+    params: Any
+    scale: Any
+    references: Any
+    network: Network = static()
+    cutoff: float = static()
+    species: tuple[int, ...] = static()
+
+    @classmethod
+    def create(
+        cls,
+        key,
+        species,
+        cutoff: float,
+        layers: int,
+        *,
+        channels: int = 16,
+        lmax: int = 2,
+        radial: int = 8,
+        hidden: int = 32,
+        neighbors: float = 16.0,
+        scale: float = 1.0,
+        references=None,
+        block: int | None = 32,
+    ) -> EquivariantNetwork:
+        """A network with random weights, the same numbers whatever the user's `jax_enable_x64`.
+
+        Args:
+          key: JAX random key, or an integer seed.
+          species: atomic numbers or chemical symbols that it shall know.
+          cutoff: Å.
+          layers: message-passing steps, 1 to 8.
+          channels: channels of every degree.
+          lmax: largest degree l of features and spherical harmonics, 0 to 4.
+          radial: Bessel functions.
+          hidden: width of the radial network.
+          neighbors: typical number of neighbours, by whose root messages are divided.
+          scale: eV.
+          references: {species: eV} of constant energies.
+          block: receivers evaluated at a time and recomputed in the reverse pass, None for all: memory then does not
+            grow with edges times features.
+
+        Raises:
+          InputError: an unknown element, or a number out of its range.
+        """
+        numbers = tuple(_atomic_number(s) for s in ([species] if isinstance(species, int | str) else species))
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise InputError(f"species is {species!r}; give at least one element, and each only once")
+        if not (np.isfinite(cutoff) and cutoff > 0):
+            raise InputError(f"the cutoff is {cutoff} Å; it must be positive and finite")
+        limits = {
+            "layers": (layers, 1, MAX_LAYERS), "lmax": (lmax, 0, MAX_DEGREE), "channels": (channels, 1, 4096),
+            "radial": (radial, 1, 256), "hidden": (hidden, 1, 4096), "neighbors": (neighbors, 1e-3, 1e4),
+            "block": (block or 1, 1, 2**20),
+        }  # fmt: skip
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
+        known = {_atomic_number(s): float(e) for s, e in (references or {}).items()}
+        if set(known) - set(numbers):
+            raise InputError(
+                f"references name the elements {sorted(set(known) - set(numbers))} that are not in {numbers}"
+            )
+        network = Network(len(numbers), layers, channels, lmax, radial, hidden, float(neighbors), block)
+        with double_precision():
+            key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+            params = _standard_normal(key, jax.eval_shape(lambda k: network.init(k, method="declare"), key)["params"])
+        return cls(
+            params=params,
+            scale=np.asarray(scale, np.float64),
+            references=np.array([known.get(n, 0.0) for n in numbers]),
+            network=network,
+            cutoff=float(cutoff),
+            species=numbers,
+        )
+
+    @property
+    def interaction_steps(self) -> int:  # type: ignore[override]
+        return self.network.layers
+
+    def _kinds(self, numbers):
+        table = np.zeros(max(self.species) + 1, np.int32)
+        table[list(self.species)] = np.arange(len(self.species))
+        return jnp.asarray(table)[numbers]
+
+    def atomic_energies(self, graph):
+        params = jax.tree.map(jnp.asarray, self.params)
+        return self.scale * self.network.apply({"params": params}, graph, self._kinds(graph.numbers))
+
+    def reference_energies(self, numbers):
+        return jnp.asarray(self.references)[self._kinds(numbers)]
+
+
+def _standard_normal(key, shapes):
+    """Arrays of these shapes, all cut from one draw: a draw for each would compile for seconds."""
+    leaves, structure = jax.tree.flatten(shapes)
+    ends = np.cumsum([x.size for x in leaves])
+    numbers = np.asarray(jax.random.normal(key, (int(ends[-1]),), np.float64))
+    pieces = [n.reshape(x.shape) for n, x in zip(np.split(numbers, ends[:-1]), leaves, strict=True)]
+    return jax.tree.unflatten(structure, pieces)
+
+
+def _atomic_number(element) -> int:
+    from ase.data import atomic_numbers, chemical_symbols
+
+    if isinstance(element, str) and element in atomic_numbers:
+        return int(atomic_numbers[element])
+    if isinstance(element, int | np.integer) and 0 < element < len(chemical_symbols):
+        return int(element)
+    raise InputError(f"{element!r} is no chemical element: give a symbol or an atomic number")

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests. Nothing here changes JAX's configuration: the package must work whatever it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with reference data: $JAXMD_THERMAL_SHARED or ../shared; the test is skipped where there is none."""
+    path = Path(os.environ.get("JAXMD_THERMAL_SHARED") or ROOT.parent / "shared")
+    if not path.is_dir():
+        pytest.skip(f"no reference data at {path} (set JAXMD_THERMAL_SHARED)")
+    return path
