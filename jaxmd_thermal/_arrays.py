@@ -13,21 +13,26 @@ def take(values, index):
 
 UNROLLED_SLOTS = 512
 LANES = 8
+WIDTH = 16
 
 
 @jax.custom_jvp
-def slot_sum(weights, edges):
-    """(rows, K), (rows, K, 3) -> (rows, 3): the sum over slots of weight times edge.
+def slot_sum(weights, there, here):
+    """(rows, K), (rows, K, 3), (rows, 3) -> (rows, 3): the sum over slots of weight times (there - here).
 
-    On CPU it is written as explicit additions: XLA would otherwise materialise the products (measured: 50 against 110 ns
-    an atom). The order of additions does not depend on K, so empty slots change no bit of the result.
+    On CPU it is written as explicit additions, slot by slot: XLA would otherwise materialise edges and products (measured:
+    50 against 110 ns an atom). The order of additions does not depend on K, so empty slots change no bit of the result.
     """
     n_slots = weights.shape[1]
     if n_slots == 0 or n_slots > UNROLLED_SLOTS or jax.default_backend() != "cpu":
-        return jnp.einsum("nk,nkx->nx", weights, edges)
-    lanes = [weights[:, k, None] * edges[:, k] for k in range(min(LANES, n_slots))]
-    for k in range(LANES, n_slots):
-        lanes[k % LANES] = lanes[k % LANES] + weights[:, k, None] * edges[:, k]
+        return jnp.einsum("nk,nkx->nx", weights, (there - here[:, None]).astype(weights.dtype))
+    lanes = []
+    for k in range(n_slots):
+        term = weights[:, k, None] * (there[:, k] - here).astype(weights.dtype)
+        if k < LANES:
+            lanes.append(term)
+        else:
+            lanes[k % LANES] = lanes[k % LANES] + term
     while len(lanes) > 1:
         lanes = [a + b for a, b in zip(lanes[::2], lanes[1::2], strict=False)] + ([lanes[-1]] if len(lanes) % 2 else [])
     return lanes[0]
@@ -35,9 +40,22 @@ def slot_sum(weights, edges):
 
 @slot_sum.defjvp
 def _slot_sum_jvp(primals, tangents):
-    (weights, edges), (d_weights, d_edges) = primals, tangents
+    (weights, there, here), (d_weights, d_there, d_here) = primals, tangents
+    edges = (there - here[:, None]).astype(weights.dtype)
+    d_edges = (d_there - d_here[:, None]).astype(weights.dtype)
     change = jnp.einsum("nk,nkx->nx", d_weights, edges) + jnp.einsum("nk,nkx->nx", weights, d_edges)
-    return slot_sum(weights, edges), change
+    return slot_sum(weights, there, here), change
+
+
+def row_sum(values):
+    """(rows, K) -> (rows,): the sum over slots, in an order that does not depend on K; vectorised along the slots."""
+    n_slots = values.shape[1]
+    short = -n_slots % WIDTH
+    values = jnp.pad(values, ((0, 0), (0, short)))
+    total = values[:, :WIDTH]
+    for k in range(WIDTH, n_slots + short, WIDTH):
+        total = total + values[:, k : k + WIDTH]
+    return jnp.sum(total, axis=1)
 
 
 def map_blocks(function, n: int, block: int):

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmd_thermal._arrays import map_blocks, slot_sum, take
+from jaxmd_thermal._arrays import map_blocks, row_sum, slot_sum, take
 from jaxmd_thermal.graph import PADDING, Displaced, Graph, Recorder
 from jaxmd_thermal.potentials.base import PairPotential, is_row_local
 
@@ -63,25 +63,25 @@ def _pair(potential: PairPotential, where, velocities, dtype, block, wanted: Wan
 
     def rows(start):
         part = graph.block(start, min(block, graph.n_atoms))
+        there, here = take(part.extended, part.index), part.rows
+        edges = (there - here[:, None]).astype(dtype)
         # Empty slots are zero edges: they add exactly nothing, once their distance is out of reach of the potential.
-        edges = part.raw_edges.astype(dtype)
         d2 = jnp.sum(edges**2, axis=-1)
         d2 = jnp.where(d2 > 0, d2, jnp.asarray((PADDING * potential.cutoff) ** 2, dtype))
-        phi, gradient = jax.jvp(lambda x: potential.pair_energy(x, part), (d2,), (jnp.ones_like(d2),))
-        near = d2 < potential.cutoff**2
         out = {}
         if wanted.energies:
-            out["energies"] = 0.5 * jnp.sum(jnp.where(near, phi, 0.0), axis=-1)
-        g = jnp.where(near, 2.0 * gradient, 0.0)
+            near = d2 < potential.cutoff**2
+            out["energies"] = 0.5 * row_sum(jnp.where(near, potential.pair_energy(d2, part), 0.0))
+        g = potential.pair_slope(d2, part)
         if wanted.forces:
-            out["forces"] = slot_sum(g, edges)
+            out["forces"] = slot_sum(g, there, here)
         if wanted.virial:
-            out["virial"] = jnp.stack([slot_sum(g * edges[..., x], edges) for x in range(3)], axis=1)
+            out["virial"] = jnp.stack([slot_sum(g * edges[..., x], there, here) for x in range(3)], axis=1)
         if wanted.flux:
             mine = jax.lax.dynamic_slice_in_dim(v, start, edges.shape[0])
-            out["flux"] = -slot_sum(g * jnp.einsum("nkx,nx->nk", edges, mine), edges)
+            out["flux"] = -slot_sum(g * jnp.sum(edges * mine[:, None], axis=-1), there, here)
         if wanted.drive is not None:
-            out["drive"] = -slot_sum(g * (edges @ wanted.drive.astype(dtype)), edges)
+            out["drive"] = -slot_sum(g * (edges @ wanted.drive.astype(dtype)), there, here)
         return out
 
     out = map_blocks(jax.checkpoint(rows), graph.n_atoms, block)

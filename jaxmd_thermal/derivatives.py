@@ -49,7 +49,6 @@ NEEDS_VELOCITIES = frozenset(
 )
 
 
-
 def calculate(
     potential: Potential,
     positions,

@@ -48,19 +48,21 @@ def noise_flux(replicas, frames, seed=0, memory=20):
 @pytest.fixture
 def fake_green_kubo(monkeypatch):
     """Stands for the simulation: same signature, a flux of noise. Records its arguments."""
+    from jaxmd_thermal.system import System
+    from jaxmd_thermal.transport.common import cell_volume
     from jaxmd_thermal.transport.green_kubo import green_kubo_from_flux
 
     calls = []
 
     def green_kubo(
         potential, atoms, temperature, *, timestep=4.0, steps, equilibration_steps, replicas=1, sample_every=1, seed=0,
-        dtype="float64", out=None, volume=None, progress=None,
+        dtype="float64", out=None, volume=None, thickness=None, progress=None,
     ):  # fmt: skip
         calls.append(dict(atoms=atoms, temperature=temperature, steps=steps, equilibration_steps=equilibration_steps,
-                          replicas=replicas, seed=seed, out=out, volume=volume))  # fmt: skip
+                          replicas=replicas, seed=seed, out=out))  # fmt: skip
+        v = calls[-1]["volume"] = cell_volume(System.from_atoms(atoms), volume, thickness)
         # Amplitude with the size of the cell, so that every size gives the same conductivity.
         flux = np.sqrt(len(atoms)) * noise_flux(replicas, steps, seed)
-        v = volume or atoms.get_volume()
         with h5py.File(out / "run.h5", "w") as file:
             file["flux/potential"] = flux.transpose(1, 0, 2)
             file["flux/time"] = timestep * np.arange(steps)
@@ -68,6 +70,7 @@ def fake_green_kubo(monkeypatch):
 
     monkeypatch.setattr(jaxmd_thermal, "green_kubo", green_kubo, raising=False)
     monkeypatch.setattr("jaxmd_thermal._backend.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("jaxmd_thermal._backend.use_all_cores", lambda: None)
     return calls
 
 
@@ -211,7 +214,7 @@ def test_green_kubo_writes_what_it_promises(in_folder, fake_green_kubo, capsys):
         len(used["atoms"]) == 32
         and used["equilibration_steps"] == 10_000
         and used["seed"] == 9
-        and used["volume"] is None
+        and used["volume"] == pytest.approx(used["atoms"].get_volume())
     )
     document = json.loads((out / "results.json").read_text())
     assert set(document) == {"results", "n_atoms", "volume_A3", "settings", "versions", "seed"}
@@ -285,10 +288,10 @@ def test_dry_run_computes_nothing(in_folder, fake_green_kubo, capsys):
 @pytest.mark.parametrize(
     "flags, volume, message",
     [
-        ([], None, r"periodic in 2 of 3 directions.*--volume in Å\^3 or --thickness in Å"),
+        ([], None, r"no volume of its own: state `volume` \(Å\^3\) or `thickness` \(Å\)"),
         (["--volume", "500"], 500.0, None),
         (["--thickness", "10"], "area", None),
-        (["--volume", "500", "--thickness", "10"], None, "drop one"),
+        (["--volume", "500", "--thickness", "10"], None, "state one of them"),
     ],
 )
 def test_a_slab_needs_a_volume(in_folder, fake_green_kubo, capsys, flags, volume, message):
@@ -306,7 +309,7 @@ def test_a_slab_needs_a_volume(in_folder, fake_green_kubo, capsys, flags, volume
 
 def test_thickness_of_a_crystal_is_refused(in_folder, fake_green_kubo, capsys):
     assert call(*GREEN_KUBO, "--thickness", "10") == 2
-    assert "has a volume: drop it" in capsys.readouterr().err
+    assert "a thickness belongs to a slab" in capsys.readouterr().err
 
 
 def test_options_that_a_function_does_not_take_are_errors():

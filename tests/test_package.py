@@ -17,8 +17,8 @@ import jaxmd_thermal
 
 # The order of architecture.md: a module imports only what stands before it.
 ORDER = [
-    "units", "errors", "_backend", "_arrays", "system", "graph", "_cell_search", "neighbors", "potentials", "_routes", "derivatives",
-    "check",
+    "units", "errors", "_backend", "_arrays", "system", "graph", "_cell_search", "neighbors", "potentials", "_routes",
+    "derivatives", "check",
     "dynamics", "observables", "transport", "lattice", "defects", "training", "io", "report", "cli",
 ]  # fmt: skip
 # Functions may reach down to io (a path instead of atoms, output of a run) when they are called, never at import.

@@ -91,7 +91,11 @@ def _options(verb: str, settings: Any, atoms: Any) -> dict[str, Any]:
         if settings.pressure is not None:
             options["pressure"] = settings.pressure * GPA
         return options
-    options |= {"equilibration_steps": settings.equilibration, "volume": settings.volume, "thickness": settings.thickness}
+    options |= {
+        "equilibration_steps": settings.equilibration,
+        "volume": settings.volume,
+        "thickness": settings.thickness,
+    }
     if verb == "hnemd":
         forces = settings.driving_force
         # A memory beyond a quarter of the run holds nothing but noise, and one beyond its end cannot be had.

@@ -99,6 +99,12 @@ class PairPotential(Potential):
         """
         raise NotImplementedError
 
+    def pair_slope(self, distances_squared, graph: Graph) -> Any:
+        """2 dphi/d(r^2) in eV/Å^2, zero beyond the cutoff. A closed form may be faster than this derivative."""
+        ones = jnp.ones_like(distances_squared)
+        slope = jax.jvp(lambda x: self.pair_energy(x, graph), (distances_squared,), (ones,))[1]
+        return jnp.where(distances_squared < self.cutoff**2, 2.0 * slope, 0.0)
+
     def atomic_energies(self, graph: Graph) -> Any:
         phi = self.pair_energy(graph.distances_squared, graph)
         return 0.5 * jnp.sum(jnp.where(graph.mask, phi, 0.0), axis=-1)

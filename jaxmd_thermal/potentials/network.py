@@ -6,6 +6,7 @@ through `graph.map_rows` only, so forces, stress and the exact heat flux come fr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,7 +41,7 @@ def paths(l_in: int, l_edge: int, l_out: int) -> tuple[tuple[int, int, int], ...
 @lru_cache
 def coupling(l1: int, l2: int, l3: int) -> np.ndarray:
     """Real Clebsch-Gordan coefficients, scaled so that unit-variance inputs give unit-variance components."""
-    return e3nn.clebsch_gordan(l1, l2, l3) * np.sqrt(2 * l3 + 1)
+    return e3nn.clebsch_gordan(l1, l2, l3) * math.sqrt(2 * l3 + 1)
 
 
 def part(degree: int) -> slice:
@@ -64,7 +65,7 @@ def radial_basis(distances_squared, cutoff: float, size: int):
     n = np.arange(1, size + 1) * np.pi / cutoff
     waves = jnp.sin(r[..., None] * n.astype(r.dtype)) / r[..., None]
     # Scaled to order one at typical distances, so that the first layer starts in the linear range of silu.
-    return waves * (np.sqrt(2.0 * cutoff) * cutoff_function(r / cutoff))[..., None]
+    return waves * (math.sqrt(2.0 * cutoff) * cutoff_function(r / cutoff))[..., None]
 
 
 class Layer(nn.Module):
@@ -102,7 +103,7 @@ class Layer(nn.Module):
         ).array
         basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial)
         # No biases: where the basis is zero, so is the message, and empty slots need no mask.
-        weights = nn.silu(basis @ self.first / np.sqrt(self.radial)) @ self.second / np.sqrt(self.hidden)
+        weights = nn.silu(basis @ self.first / math.sqrt(self.radial)) @ self.second / math.sqrt(self.hidden)
         weights = weights.reshape(*basis.shape[:-1], -1, self.channels)
         sums: list[list[Any]] = [[] for _ in range(self.l_out + 1)]
         for p, (l1, l2, l3) in enumerate(paths(self.l_in, self.l_edge, self.l_out)):
@@ -110,21 +111,23 @@ class Layer(nn.Module):
             matrix = jnp.einsum("abm,nkb->nkam", jnp.asarray(coupling(l1, l2, l3), dtype), harmonics[..., part(l2)])
             weighted = sent[..., part(l1), :] * weights[:, :, None, p]
             sums[l3].append(jnp.einsum("nkam,nkac->nmc", matrix, weighted))
-        return [jnp.concatenate(s, axis=-1) / np.sqrt(self.neighbors) for s in sums]
+        return [jnp.concatenate(s, axis=-1) / math.sqrt(self.neighbors) for s in sums]
 
     def __call__(self, graph, features, block):
         def linear(weights, x):
             per_component = [w for degree, w in enumerate(weights) for _ in range(2 * degree + 1)]
-            return jnp.einsum("nmc,mcd->nmd", x, jnp.stack(per_component)) / np.sqrt(x.shape[-1])
+            return jnp.einsum("nmc,mcd->nmd", x, jnp.stack(per_component)) / math.sqrt(x.shape[-1])
 
         received = graph.map_rows(self.message, gathered=(linear(self.up, features),), block=block)
-        mixed = jnp.concatenate([r @ w / np.sqrt(w.shape[0]) for r, w in zip(received, self.down, strict=True)], axis=1)
+        mixed = jnp.concatenate(
+            [r @ w / math.sqrt(w.shape[0]) for r, w in zip(received, self.down, strict=True)], axis=1
+        )
         kept = linear(self.skip, features[:, : mixed.shape[1]])
         mixed = mixed + jnp.pad(kept, ((0, 0), (0, mixed.shape[1] - kept.shape[1]), (0, 0)))
         scalars = mixed[:, :1]
         if self.l_out == 0:
             return nn.silu(scalars)
-        gates = nn.sigmoid(scalars[:, 0] @ self.gate / np.sqrt(self.channels))
+        gates = nn.sigmoid(scalars[:, 0] @ self.gate / math.sqrt(self.channels))
         gates = gates.reshape(-1, self.l_out, self.channels)
         of_component = np.repeat(np.arange(self.l_out), 2 * np.arange(1, self.l_out + 1) + 1)
         return jnp.concatenate([nn.silu(scalars), mixed[:, 1:] * gates[:, of_component]], axis=1)
@@ -169,8 +172,8 @@ class Network(nn.Module):
         features = self.embedding[kinds][:, None]
         for step in self.steps:
             features = step(graph, features, self.block)
-        scalars = nn.silu(features[:, 0] @ self.readout_1 / np.sqrt(self.channels))
-        return scalars @ self.readout_2 / np.sqrt(self.channels)
+        scalars = nn.silu(features[:, 0] @ self.readout_1 / math.sqrt(self.channels))
+        return scalars @ self.readout_2 / math.sqrt(self.channels)
 
 
 @jax.tree_util.register_dataclass
