@@ -35,8 +35,9 @@ run: install
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
+# One process, with every core as a device: long runs share out their replicas.
 test-slow: install
-	$(BIN)/python -m pytest -m "slow"
+	JAX_NUM_CPU_DEVICES=$(WORKERS) $(BIN)/python -m pytest -m "slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -180,7 +180,7 @@ def make_plan(
         ghosts=_stages([_round_up(1.05 * g + 8, 8) if g else 0 for g in np.diff(ghosts, prepend=0)]),
         images=tuple(int(n) for n in images),  # type: ignore[arg-type]
         bins=tuple(int(n) for n in bins),  # type: ignore[arg-type]
-        run=_round_up(margin * occupancy + 4, 2),
+        run=_round_up(margin * occupancy + 10, 2),
     )
 
 

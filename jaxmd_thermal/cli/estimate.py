@@ -9,10 +9,10 @@ from jaxmd_thermal.cli.progress import duration
 
 # Microseconds of one CPU core for one neighbour slot of one atom in one step, measured on the argon benchmark in
 # float64 (make bench prints the machine's own). Networks cost more for each parameter-heavy message.
-PAIR_SLOT = 0.006
+PAIR_SLOT = 0.0023
 MANY_BODY = 8.0
-NETWORK = 400.0
-FLUX_FACTOR = 1.8
+NETWORK = 270.0
+FLUX_FACTOR = 2.0
 BYTES_PER_SLOT = 12
 
 

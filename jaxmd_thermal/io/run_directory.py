@@ -107,9 +107,9 @@ class RunDirectory:
 
     def samples(self, stage: str) -> dict[str, np.ndarray]:
         """All samples of a stage, from its parts, or from run.h5 once they are merged."""
-        files = sorted((self.path / "parts").glob(f"{stage}-*.npz"))
-        if not files:
+        if (self.path / "run.h5").exists():  # it appears when it is complete; parts may be half deleted then
             return self._merged(stage)
+        files = sorted((self.path / "parts").glob(f"{stage}-*.npz"))
         parts = []
         for file in files:
             try:

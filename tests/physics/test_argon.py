@@ -16,7 +16,8 @@ from jaxmd_thermal import green_kubo, hnemd, load_potential
 # lattice constant (Å), mean temperature of the reference runs (K), kappa and its error (W/(m K)): cepstral, five runs of 1 ns
 REFERENCES = [(5.2969, 20.6, 1.16, 0.09), (5.3737, 49.7, 0.361, 0.015), (5.4860, 80.4, 0.182, 0.007)]
 
-pytestmark = pytest.mark.slow
+# A quarter of an hour on one core, half of that on two.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def conductivity(lattice, temperature, steps=250_000):
