@@ -14,7 +14,7 @@ from benchmarks import argon  # noqa: E402
 from jaxmd_thermal._backend import check_toolchain, double_precision  # noqa: E402
 from jaxmd_thermal.derivatives import required_cutoff  # noqa: E402
 from jaxmd_thermal.dynamics.driver import start_stage  # noqa: E402
-from jaxmd_thermal.dynamics.loop import Simulation, one_step, run_chunk  # noqa: E402
+from jaxmd_thermal.dynamics.loop import Simulation, compiled_chunk, one_step, run_chunk  # noqa: E402
 from jaxmd_thermal.dynamics.nve import NVE  # noqa: E402
 from jaxmd_thermal.dynamics.stages import spatial_order  # noqa: E402
 from jaxmd_thermal.dynamics.state import MDState  # noqa: E402
@@ -115,15 +115,16 @@ def memory() -> dict:
     carry, simulation = run["carry"], run["simulation"]
     md, neighbors = jax.tree.map(lambda x: x[0], (carry.md, carry.neighbors))
 
-    def temporaries(function, *arguments) -> int:
-        return int(jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+    def temporaries(function, *arguments, **static) -> int:
+        program = function if hasattr(function, "lower") else jax.jit(function)
+        return int(program.lower(*arguments, **static).compile().memory_analysis().temp_size_in_bytes)
 
     frames = run["frames"]
     return {
         "build": temporaries(lambda x, h: build(x, h, neighbors.plan), md.positions, md.cell),
         "step": temporaries(lambda s, m, nb: one_step(s, m, nb, None), simulation, md, neighbors),
         "chunk": temporaries(
-            lambda s, c, a: run_chunk(s, (), c, a, frames=frames), simulation, carry, jnp.asarray(frames, jnp.int32)
+            compiled_chunk(), simulation, (), carry, jnp.asarray(frames, jnp.int32), frames=frames, mesh=None
         ),
     }
 

@@ -239,6 +239,17 @@ def chunk(simulation: Simulation, observers, carry: Carry, active, *, frames: in
     Returns:
       the carry, and the samples with a leading axis `frames`.
     """
+    n = n_replicas_of(carry.md)
+    if n > 1 and not batched(n):
+
+        def alone(arguments):
+            piece, field = jax.tree.map(lambda x: x[None], arguments)
+            after, rows = chunk(replace(simulation, field=field), observers, piece, active, frames=frames)
+            return jax.tree.map(lambda x: x[0], after), jax.tree.map(lambda x: x[:, 0], rows)
+
+        # One replica goes through the whole chunk before the next: taking turns at every step would copy the lists.
+        after, rows = jax.lax.map(alone, (carry, simulation.field))
+        return after, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
     body = partial(frame, simulation, observers)
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, carry)[1])
 
