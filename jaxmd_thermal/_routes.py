@@ -44,6 +44,7 @@ class Wanted:
 
 
 def term_derivatives(potential, where, velocities, dtype, block, wanted: Wanted):
+    """What `wanted` asks of one term, by the fastest route it allows; `where` is (positions, cell, numbers, neighbors)."""
     if isinstance(potential, PairPotential) and not wanted.powers:
         return _pair(potential, where, velocities, dtype, block, wanted)
     if is_row_local(potential):

@@ -235,6 +235,7 @@ def evaluate(
 
 
 def check_dtype(dtype) -> None:
+    """Raises InputError for a precision other than "float32" and "float64"."""
     if dtype not in ("float32", "float64"):
         raise InputError(f"dtype is {dtype!r}; it must be 'float64' or 'float32'")
 

@@ -212,6 +212,7 @@ def _execute(
 
 
 def make_simulation(potential, setup: Setup, stage: Stage, timestep, dtype) -> Simulation:
+    """The constants of a stage, on the device."""
     quantities = stage.quantities + (("trajectory",) if stage.trajectory else ())
     return jax.device_put(
         Simulation(

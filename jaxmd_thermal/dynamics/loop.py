@@ -96,6 +96,7 @@ def replicated(function, n_replicas: int):
 
 
 def n_replicas_of(md: MDState) -> int:
+    """Length of the replica axis."""
     return md.positions.shape[0]
 
 

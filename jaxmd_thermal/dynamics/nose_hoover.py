@@ -38,6 +38,8 @@ def suzuki_yoshida_weights(order: int) -> tuple[float, ...]:
 
 
 class ChainState(NamedTuple):
+    """Variables of the thermostat chain."""
+
     positions: jax.Array
     """(chain,) dimensionless."""
     velocities: jax.Array

@@ -73,6 +73,8 @@ def _map(rows: jax.Array, m: jax.Array) -> jax.Array:
 
 
 class BarostatState(NamedTuple):
+    """What the cell carries from step to step, beside the thermostat's heat."""
+
     heat: jax.Array
     """() eV taken from the thermostat so far."""
     work: jax.Array

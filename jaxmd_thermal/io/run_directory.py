@@ -107,11 +107,16 @@ class RunDirectory:
 
     def samples(self, stage: str) -> dict[str, np.ndarray]:
         """All samples of a stage, from its parts, or from run.h5 once they are merged."""
-        if (self.path / "run.h5").exists():  # it appears when it is complete; parts may be half deleted then
+        files = self._parts(stage)
+        if (self.path / "run.h5").exists() or not files:  # run.h5 is complete; parts may be half deleted then
             return self._merged(stage)
-        files = sorted((self.path / "parts").glob(f"{stage}-*.npz"))
-        parts = []
-        for file in files:
+        parts, frames = [], 0
+        for start, file in files:
+            if start != frames:
+                raise CheckpointError(
+                    f"samples of stage '{stage}' are missing in {file.parent}: frames {frames} to {start}; "
+                    "choose another --out and run again"
+                )
             try:
                 with np.load(file, allow_pickle=False) as archive:
                     parts.append({name: archive[name] for name in archive.files})
@@ -119,7 +124,13 @@ class RunDirectory:
                 raise CheckpointError(
                     f"{file} cannot be read ({error}): samples of stage '{stage}' are lost; run again with another --out"
                 ) from error
+            frames += len(next(iter(parts[-1].values())))
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def _parts(self, stage: str) -> list[tuple[int, Path]]:
+        """(first frame, file) of the parts of a stage, in order."""
+        found = (self.path / "parts").glob(f"{stage}-*.npz")
+        return sorted((int(file.stem.rsplit("-", 1)[1]), file) for file in found)
 
     def _merged(self, stage: str) -> dict[str, np.ndarray]:
         import h5py
@@ -185,24 +196,22 @@ class RunDirectory:
                 logging.getLogger(__name__).warning(
                     "checkpoint damaged (%s); going on from the one before, %s", failures[-1], folder
                 )
-            self._drop_samples_after(meta["stage"], meta["frames"], folder)
+            self._drop_samples_after(meta["stage"], meta["frames"])
             return Saved(meta["stage"], meta["frames"], plan, partial(load_tree, folder / "state"))
         if failures:
             raise CheckpointError(
                 f"no checkpoint in {self.path / 'checkpoints'} can be read ({'; '.join(failures)}): "
                 "delete the folders 'checkpoints' and 'parts' (its samples are intact) to start again, or choose another --out"
             )
+        self._drop_samples_after(0, 0)
         return None
 
-    def _drop_samples_after(self, stage: int, frames: int, folder: Path) -> None:
-        """Parts that were written after the checkpoint will be written again."""
-        for file in (self.path / "parts").glob("*.npz"):
-            name, start = file.stem.rsplit("-", 1)
-            if name == self._stage_names().get(stage) and int(start) >= frames:
-                file.unlink()
-
-    def _stage_names(self) -> dict[int, str]:
-        return dict(enumerate(self.settings.get("stages", ["production"])))
+    def _drop_samples_after(self, stage: int, frames: int) -> None:
+        """Parts that were written after a checkpoint, of its stage and of later ones, will be written again."""
+        for number, name in enumerate(self.settings["stages"]):
+            for start, file in self._parts(name):
+                if number > stage or (number == stage and start >= frames):
+                    file.unlink()
 
     # -- structures and the end ------------------------------------------------------------------------------
 

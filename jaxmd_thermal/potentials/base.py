@@ -74,10 +74,12 @@ def terms_of(potential) -> tuple:
 
 
 def is_row_local(potential) -> bool:
+    """Whether rows can be evaluated in blocks (`Potential.row_local`)."""
     return getattr(potential, "row_local", False)
 
 
 def is_long_range(potential) -> bool:
+    """Whether there are terms that are not messages along edges (`Potential.long_range`)."""
     return getattr(potential, "long_range", False)
 
 

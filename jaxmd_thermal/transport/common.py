@@ -109,6 +109,7 @@ def state_warnings(result: Any, reference: System, temperature: float, *, driven
 
 
 def check_kappa_arguments(temperature: float, steps: int, equilibration_steps: int) -> None:
+    """Raises InputError for a temperature or lengths that no conductivity can have."""
     require(temperature, "temperature", "K", remedy="a conductivity needs a temperature above zero")
     if steps < 1:
         raise InputError(f"steps is {steps}; at least 1 is needed, and some 10^5 for a conductivity")
