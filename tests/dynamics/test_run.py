@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from ase.build import bulk
 
 import jaxmd_thermal.dynamics.driver as run_module
-from jaxmd_thermal import simulate
+from jaxmd_thermal import evaluate, simulate
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.dynamics.base import maxwell_boltzmann_velocities
 from jaxmd_thermal.dynamics.driver import start_stage
@@ -30,6 +31,7 @@ from jaxmd_thermal.errors import CapacityError, CheckpointError, InputError, Out
 from jaxmd_thermal.neighbors import allocate
 from jaxmd_thermal.potentials import LennardJones
 from jaxmd_thermal.system import System
+from jaxmd_thermal.units import AMU_A2_FS2
 
 POTENTIAL = LennardJones(0.01042, 3.405, 6.0, "switch", 5.0)
 
@@ -293,7 +295,7 @@ def test_two_devices_compute_what_one_does(tmp_path):
     code = """
     import sys, numpy as np
     from ase.build import bulk
-    from jaxmd_thermal import simulate
+    from jaxmd_thermal import evaluate, simulate
     from jaxmd_thermal.potentials import LennardJones
     atoms = bulk("Ar", "fcc", a=5.3737, cubic=True) * (3, 3, 3)
     r = simulate(LennardJones(0.01042, 3.405, 6.0, "switch", 5.0), atoms, "langevin", 60, timestep=4.0, temperature=60.0,
@@ -378,3 +380,41 @@ def test_compression_keeps_the_list_valid(argon):
         moved = system.replace(positions=samples["positions"][frame, 0], cell=samples["cell"][frame, 0])
         fresh = evaluate(POTENTIAL, moved, "energy")["energy"]
         assert samples["potential_energy"][frame, 0] == pytest.approx(float(fresh), rel=1e-12)
+
+
+def test_sampled_stress_is_the_strain_derivative_of_the_whole_energy(argon):
+    """Stress of a moving crystal, kinetic part included: V sigma = dH/dstrain with x -> x (1 + e), p -> p (1 + e)^-1.
+
+    The canonical scaling leaves phase-space volumes alone, so this is the observable whose mean is minus the pressure.
+    """
+    result = run(argon, 12, quantities=("stress",), trajectory=True)
+    positions, velocities = result.samples["positions"][0, -1], result.samples["velocities"][0, -1]
+    cell, masses = argon.cell.array, argon.get_masses()
+
+    def total_energy(strain):
+        deformed = argon.copy()
+        deformed.set_cell(cell @ (np.eye(3) + strain))
+        deformed.positions = positions @ (np.eye(3) + strain)
+        slower = velocities @ np.linalg.inv(np.eye(3) + strain)
+        kinetic = 0.5 * AMU_A2_FS2 * np.sum(masses[:, None] * slower**2)
+        return evaluate(POTENTIAL, deformed, "energy")["energy"] + kinetic
+
+    step = 1e-4
+    expected = np.zeros((3, 3))
+    for i, j in itertools.combinations_with_replacement(range(3), 2):
+        strain = np.zeros((3, 3))
+        strain[i, j] += 0.5 * step
+        strain[j, i] += 0.5 * step
+        slope = (total_energy(strain) - total_energy(-strain)) / (2 * step * argon.get_volume())
+        expected[i, j] = expected[j, i] = slope
+    stress = result.samples["stress"][0, -1]
+    # The kinetic part is 4e-4 eV/Å^3; central differences are good to their step squared.
+    np.testing.assert_allclose(stress, expected, atol=1e-9)
+    static = evaluate(POTENTIAL, argon_at(argon, positions), "stress")["stress"]
+    assert np.trace(stress) < np.trace(static) - 3e-4, "thermal motion presses outwards"
+
+
+def argon_at(atoms, positions):
+    moved = atoms.copy()
+    moved.positions = positions
+    return moved
