@@ -1,8 +1,9 @@
 """Potentials: pytrees with `atomic_energies(graph)`.
 
-The network is imported at first use: Flax and e3nn-jax would double the start-up time of runs that do not need them.
+Networks are imported at first use: Flax and e3nn-jax would double the start-up time of runs that do not need them.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxmd_thermal.potentials.base import PairPotential as PairPotential
@@ -12,14 +13,25 @@ from jaxmd_thermal.potentials.lennard_jones import LennardJones as LennardJones
 from jaxmd_thermal.potentials.stillinger_weber import StillingerWeber as StillingerWeber
 
 if TYPE_CHECKING:
+    from jaxmd_thermal.potentials.nequix import Nequix as Nequix
     from jaxmd_thermal.potentials.network import EquivariantNetwork as EquivariantNetwork
+    from jaxmd_thermal.potentials.so3krates import So3krates as So3krates
 
-__all__ = ["EquivariantNetwork", "LennardJones", "PairPotential", "Potential", "StillingerWeber", "SumPotential"]
+_NETWORKS = {"EquivariantNetwork": "network", "Nequix": "nequix", "So3krates": "so3krates"}
+
+__all__ = [
+    "EquivariantNetwork",
+    "LennardJones",
+    "Nequix",
+    "PairPotential",
+    "Potential",
+    "So3krates",
+    "StillingerWeber",
+    "SumPotential",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "EquivariantNetwork":
-        from jaxmd_thermal.potentials.network import EquivariantNetwork
-
-        return EquivariantNetwork
+    if name in _NETWORKS:
+        return getattr(importlib.import_module(f"jaxmd_thermal.potentials.{_NETWORKS[name]}"), name)
     raise AttributeError(f"jaxmd_thermal.potentials has no '{name}'; it has {', '.join(__all__)}")

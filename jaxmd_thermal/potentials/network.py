@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,34 +17,13 @@ import numpy as np
 
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.potentials._learned import atomic_number, kinds_of, standard_normal
 from jaxmd_thermal.potentials.base import Potential
+from jaxmd_thermal.potentials.tensor_product import neighbor_sum, paths, spherical_harmonics
 from jaxmd_thermal.system import static
 
 MAX_DEGREE = 4
 MAX_LAYERS = 8
-
-
-@lru_cache
-def paths(l_in: int, l_edge: int, l_out: int) -> tuple[tuple[int, int, int], ...]:
-    """(l1, l2, l3) of feature, harmonic and message that conserve parity, sorted by l3: every l has parity (-1)^l."""
-    return tuple(
-        (l1, l2, l3)
-        for l3 in range(l_out + 1)
-        for l1 in range(l_in + 1)
-        for l2 in range(l_edge + 1)
-        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
-    )
-
-
-@lru_cache
-def coupling(l1: int, l2: int, l3: int) -> np.ndarray:
-    """Real Clebsch-Gordan coefficients, scaled so that unit-variance inputs give unit-variance components."""
-    return e3nn.clebsch_gordan(l1, l2, l3) * math.sqrt(2 * l3 + 1)
-
-
-def part(degree: int) -> slice:
-    """Components of degree l on an axis that runs over all (l, m)."""
-    return slice(degree**2, (degree + 1) ** 2)
 
 
 def cutoff_function(x):
@@ -93,25 +70,13 @@ class Layer(nn.Module):
 
     def message(self, graph, sent):
         """Sum over neighbours: sent (rows, K, (l1, m1), c) -> list over l3 of (rows, m3, paths * c)."""
-        dtype = sent.dtype
-        harmonics = e3nn.spherical_harmonics(
-            [e3nn.Irrep(degree, (-1) ** degree) for degree in range(self.l_edge + 1)],
-            graph.edge_vectors,
-            normalize=True,
-            normalization="component",
-            algorithm=("recursive", "sparse"),
-        ).array
         basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial)
         # No biases: where the basis is zero, so is the message, and empty slots need no mask.
         weights = nn.silu(basis @ self.first / math.sqrt(self.radial)) @ self.second / math.sqrt(self.hidden)
-        weights = weights.reshape(*basis.shape[:-1], -1, self.channels)
-        sums: list[list[Any]] = [[] for _ in range(self.l_out + 1)]
-        for p, (l1, l2, l3) in enumerate(paths(self.l_in, self.l_edge, self.l_out)):
-            # Harmonics and coefficients first, without channels; then one product that sums over neighbours and m1.
-            matrix = jnp.einsum("abm,nkb->nkam", jnp.asarray(coupling(l1, l2, l3), dtype), harmonics[..., part(l2)])
-            weighted = sent[..., part(l1), :] * weights[:, :, None, p]
-            sums[l3].append(jnp.einsum("nkam,nkac->nmc", matrix, weighted))
-        return [jnp.concatenate(s, axis=-1) / math.sqrt(self.neighbors) for s in sums]
+        features = jax.lax.split(sent, [2 * degree + 1 for degree in range(self.l_in + 1)], axis=2)
+        harmonics = spherical_harmonics(graph.edge_vectors, self.l_edge)
+        sums = neighbor_sum(harmonics, features, weights, self.l_out)
+        return [s / math.sqrt(self.neighbors) for s in sums]
 
     def __call__(self, graph, features, block):
         def linear(weights, x):
@@ -236,7 +201,7 @@ class EquivariantNetwork(Potential):
         Raises:
           InputError: an unknown element, or a number out of its range.
         """
-        numbers = tuple(_atomic_number(s) for s in ([species] if isinstance(species, int | str) else species))
+        numbers = tuple(atomic_number(s) for s in ([species] if isinstance(species, int | str) else species))
         if not numbers or len(set(numbers)) != len(numbers):
             raise InputError(f"species is {species!r}; give at least one element, and each only once")
         if not (np.isfinite(cutoff) and cutoff > 0):
@@ -249,7 +214,7 @@ class EquivariantNetwork(Potential):
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
-        known = {_atomic_number(s): float(e) for s, e in (references or {}).items()}
+        known = {atomic_number(s): float(e) for s, e in (references or {}).items()}
         if set(known) - set(numbers):
             raise InputError(
                 f"references name the elements {sorted(set(known) - set(numbers))} that are not in {numbers}"
@@ -257,7 +222,7 @@ class EquivariantNetwork(Potential):
         network = Network(len(numbers), layers, channels, lmax, radial, hidden, float(neighbors), block)
         with double_precision():
             key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-            params = _standard_normal(key, jax.eval_shape(lambda k: network.init(k, method="declare"), key)["params"])
+            params = standard_normal(key, jax.eval_shape(lambda k: network.init(k, method="declare"), key)["params"])
         return cls(
             params=params,
             scale=np.asarray(scale, np.float64),
@@ -271,33 +236,9 @@ class EquivariantNetwork(Potential):
     def interaction_steps(self) -> int:  # type: ignore[override]
         return self.network.layers
 
-    def _kinds(self, numbers):
-        table = np.zeros(max(self.species) + 1, np.int32)
-        table[list(self.species)] = np.arange(len(self.species))
-        return jnp.asarray(table)[numbers]
-
     def atomic_energies(self, graph):
         params = jax.tree.map(jnp.asarray, self.params)
-        return self.scale * self.network.apply({"params": params}, graph, self._kinds(graph.numbers))
+        return self.scale * self.network.apply({"params": params}, graph, kinds_of(self.species, graph.numbers))
 
     def reference_energies(self, numbers):
-        return jnp.asarray(self.references)[self._kinds(numbers)]
-
-
-def _standard_normal(key, shapes):
-    """Arrays of these shapes, all cut from one draw: a draw for each would compile for seconds."""
-    leaves, structure = jax.tree.flatten(shapes)
-    ends = np.cumsum([x.size for x in leaves])
-    numbers = np.asarray(jax.random.normal(key, (int(ends[-1]),), np.float64))
-    pieces = [n.reshape(x.shape) for n, x in zip(np.split(numbers, ends[:-1]), leaves, strict=True)]
-    return jax.tree.unflatten(structure, pieces)
-
-
-def _atomic_number(element) -> int:
-    from ase.data import atomic_numbers, chemical_symbols
-
-    if isinstance(element, str) and element in atomic_numbers:
-        return int(atomic_numbers[element])
-    if isinstance(element, int | np.integer) and 0 < element < len(chemical_symbols):
-        return int(element)
-    raise InputError(f"{element!r} is no chemical element: give a symbol or an atomic number")
+        return jnp.asarray(self.references)[kinds_of(self.species, numbers)]

@@ -13,7 +13,8 @@ from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.graph import Graph
 from jaxmd_thermal.neighbors import allocate, make_plan
 from jaxmd_thermal.potentials import EquivariantNetwork
-from jaxmd_thermal.potentials.network import coupling, cutoff_function, paths
+from jaxmd_thermal.potentials.network import cutoff_function
+from jaxmd_thermal.potentials.tensor_product import coupling, paths
 from jaxmd_thermal.system import System
 from tests.oracles import open_neighbors, structure
 

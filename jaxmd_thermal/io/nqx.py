@@ -1,0 +1,139 @@
+"""Weight files of the Nequix models (`.nqx`): one line of JSON, then NumPy records. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.potentials.nequix import Nequix, NequixNetwork, check_architecture
+
+NEEDED = (
+    "cutoff", "atomic_numbers", "hidden_irreps", "lmax", "n_layers", "radial_basis_size", "radial_mlp_size",
+    "radial_mlp_layers", "radial_polynomial_p", "shift", "scale", "avg_n_neighbors",
+)  # fmt: skip
+MEMBERS = ("linear_1", "linear_2", "skip", "norm")
+DEFAULT_BLOCK = 8
+"""Receivers at a time; measured on CPUs, where their edges then stay in the cache."""
+
+
+def read_nqx(path) -> Nequix:
+    """The potential of a `.nqx` file, as NumPy float64.
+
+    Only architecture and units are taken from the header. Atomic energies are those of the weights, not the header's.
+
+    Raises:
+      InputError: the file cannot be read, is truncated, or holds weights of another architecture; names what differs.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            header = _header(path, file.readline())
+            network, cutoff, species = _architecture(path, header)
+            references = _record(path, file, "atomic energies", (len(species),))
+            params = _parameters(path, file, network)
+    except OSError as error:
+        raise InputError(f"cannot read the weights '{path}': {error.strerror or error}") from error
+    return Nequix(
+        params=params,
+        scale=np.asarray(header["scale"], np.float64),
+        references=references + float(header["shift"]),
+        network=network,
+        cutoff=cutoff,
+        species=species,
+    )
+
+
+def _header(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError as error:
+        raise InputError(
+            f"'{path}' does not begin with a line of JSON ({error}): it is no .nqx file, or a damaged one; get it again"
+        ) from error
+    missing = [key for key in NEEDED if key not in header] if isinstance(header, dict) else list(NEEDED)
+    if missing:
+        raise InputError(f"the header of '{path}' lacks {', '.join(missing)}: it is no Nequix model that we know")
+    unknown = [
+        key for key, value in (("index_weights", False), ("layer_norm", True)) if header.get(key, value) != value
+    ]
+    if unknown:
+        raise InputError(
+            f"'{path}' has {', '.join(f'{key} = {header[key]}' for key in unknown)}; only networks with a layer norm and "
+            "weights that do not depend on the species are supported"
+        )
+    return header
+
+
+def _channels(path: Path, irreps: str) -> tuple[int, ...]:
+    """'128x0e + 64x1o' -> (128, 64)."""
+    channels = []
+    for degree, term in enumerate(irreps.replace(" ", "").split("+")):
+        count, _, irrep = term.partition("x")
+        if irrep != f"{degree}{'eo'[degree % 2]}" or not count.isdigit():
+            raise InputError(
+                f"'{path}' has hidden_irreps = '{irreps}'; supported are degrees 0, 1, 2, ... in order with the parity "
+                "of the spherical harmonics, like '128x0e + 64x1o + 32x2e'"
+            )
+        channels.append(int(count))
+    return tuple(channels)
+
+
+def _architecture(path: Path, header) -> tuple[NequixNetwork, float, tuple[int, ...]]:
+    try:
+        species = tuple(sorted(int(n) for n in header["atomic_numbers"]))
+        power = float(header["radial_polynomial_p"])
+        network = NequixNetwork(
+            n_species=len(species),
+            channels=_channels(path, header["hidden_irreps"]),
+            layers=int(header["n_layers"]),
+            l_edge=int(header["lmax"]),
+            radial=int(header["radial_basis_size"]),
+            hidden=(int(header["radial_mlp_size"]),) * int(header["radial_mlp_layers"]),
+            power=int(power),
+            neighbors=float(header["avg_n_neighbors"]),
+            block=DEFAULT_BLOCK,
+        )
+        cutoff = float(header["cutoff"])
+        check_architecture(network)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the header of '{path}' cannot be understood: {error}") from error
+    if power != int(power) or cutoff <= 0 or len(set(species)) != len(species):
+        raise InputError(
+            f"the header of '{path}' has radial_polynomial_p = {power}, cutoff = {cutoff} and {len(species)} species; "
+            "needed are a whole power, a positive cutoff and distinct species"
+        )
+    return network, cutoff, species
+
+
+def _record(path: Path, file, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"'{path}' ends or is damaged at its record '{name}' ({error}): get the file again") from error
+    if array.shape != shape or array.dtype.kind != "f":
+        raise InputError(
+            f"'{path}' holds weights of another architecture than its header says: '{name}' is {array.dtype} of shape "
+            f"{array.shape} instead of float32 of shape {shape}"
+        )
+    if not np.all(np.isfinite(array)):
+        raise InputError(f"'{path}' holds values that are not finite in '{name}': the file is damaged; get it again")
+    return array.astype(np.float64)
+
+
+def _parameters(path: Path, file, network: NequixNetwork) -> dict[str, Any]:
+    """The records in the order of the file: layer by layer, in each the radial maps, then the members by degree."""
+    shapes = network.shapes()
+    params: dict[str, Any] = {}
+    for step in range(network.layers):
+        layer = f"steps_{step}"
+        mine = shapes[layer]
+        ordered = sorted(name for name in mine if name.startswith("radial"))
+        for member in MEMBERS:
+            ordered += sorted(name for name in mine if name.startswith(member))
+        params[layer] = {name: _record(path, file, f"{layer}/{name}", mine[name].shape) for name in ordered}
+    params["readout"] = _record(path, file, "readout", shapes["readout"].shape)
+    return params

@@ -1,0 +1,73 @@
+"""Messages of equivariant networks: the sum over neighbours of feature x radial weight x spherical harmonic.
+
+Every degree l has the parity (-1)^l. A path (l1, l2, l3) couples features of degree l1 with harmonics of degree l2 to
+messages of degree l3.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import e3nn_jax as e3nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@lru_cache
+def paths(l_in: int, l_edge: int, l_out: int) -> tuple[tuple[int, int, int], ...]:
+    """(l1, l2, l3) of feature, harmonic and message that conserve parity, sorted by l3, then l1, then l2."""
+    return tuple(
+        (l1, l2, l3)
+        for l3 in range(l_out + 1)
+        for l1 in range(l_in + 1)
+        for l2 in range(l_edge + 1)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+    )
+
+
+@lru_cache
+def coupling(l1: int, l2: int, l3: int) -> np.ndarray:
+    """Real Clebsch-Gordan coefficients, scaled so that unit-variance inputs give unit-variance components."""
+    return e3nn.clebsch_gordan(l1, l2, l3) * math.sqrt(2 * l3 + 1)
+
+
+def spherical_harmonics(vectors, lmax: int):
+    """(..., 3) -> (..., (lmax + 1)^2) of the direction, |Y_l|^2 = 2 l + 1, in e3nn's order (y is the polar axis)."""
+    return e3nn.spherical_harmonics(
+        [e3nn.Irrep(degree, (-1) ** degree) for degree in range(lmax + 1)],
+        vectors,
+        normalize=True,
+        normalization="component",
+        algorithm=("recursive", "sparse"),
+    ).array
+
+
+def neighbor_sum(harmonics, sent, weights, l_out: int):
+    """Messages summed over neighbours: `sum_k R_p(k) C^p (x(k), Y(k))` for every path p.
+
+    Harmonics multiply first and coefficients last, on the sum: then neighbours are summed by matrix products, nothing
+    is as large as edges times coefficients, and the coefficients cost as much as an atom, not as its edges.
+
+    Args:
+      harmonics: (n, K, (l_edge + 1)^2).
+      sent: one (n, K, 2 l1 + 1, channels of l1) for each degree of the features.
+      weights: (n, K, sum over paths of the channels of l1), in the order of `paths`.
+      l_out: largest degree of the messages.
+
+    Returns:
+      one (n, 2 l3 + 1, channels of the paths to l3 in order) for each degree l3.
+    """
+    n, k, size = harmonics.shape
+    l_edge = math.isqrt(size) - 1
+    mine = paths(len(sent) - 1, l_edge, l_out)
+    # Split, not sliced: the transpose of a split is one concatenation, that of slices a chain of padded sums.
+    by_degree = jax.lax.split(harmonics, [2 * degree + 1 for degree in range(l_edge + 1)], axis=-1)
+    by_path = jax.lax.split(weights, [sent[l1].shape[-1] for l1, _, _ in mine], axis=-1)
+    sums: list[list] = [[] for _ in range(l_out + 1)]
+    for (l1, l2, l3), weight in zip(mine, by_path, strict=True):
+        weighted = (sent[l1] * weight[:, :, None]).reshape(n, k, -1)
+        outer = jnp.einsum("nkb,nkz->nbz", by_degree[l2], weighted).reshape(n, 2 * l2 + 1, *sent[l1].shape[2:])
+        sums[l3].append(jnp.einsum("nbac,abm->nmc", outer, jnp.asarray(coupling(l1, l2, l3), harmonics.dtype)))
+    return [jnp.concatenate(s, axis=-1) for s in sums]
