@@ -17,7 +17,7 @@ from jaxmd_thermal._backend import check_toolchain, double_precision
 from jaxmd_thermal._routes import BLOCK, Wanted, cast, term_derivatives
 from jaxmd_thermal.errors import InputError, UnsupportedError
 from jaxmd_thermal.neighbors import NeighborList, allocate, check_sites
-from jaxmd_thermal.potentials.base import Potential, is_long_range, reference_energies, terms_of
+from jaxmd_thermal.potentials.base import Potential, is_long_range, neighbor_demands, reference_energies, terms_of
 from jaxmd_thermal.system import System
 from jaxmd_thermal.units import AMU_A2_FS2
 
@@ -216,8 +216,7 @@ def evaluate(
         raise InputError(f"stress needs a cell that is periodic in three directions, not {system.pbc}: leave it out")
     with double_precision():
         check_toolchain()
-        # Nothing moves here, so the list needs no skin.
-        neighbors = allocate(system, required_cutoff(potential), skin=0.0)
+        neighbors = allocate(system, required_cutoff(potential), **neighbor_demands(potential, moving=False))
         check_sites(system, neighbors)
         out = _evaluate(
             potential,
@@ -232,6 +231,51 @@ def evaluate(
             dtype=dtype,
         )
         return {name: np.asarray(value) for name, value in out.items()}
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _hessian_columns(potential, positions, cell, numbers, neighbors, columns, *, dtype):
+    def forces(x):
+        return calculate(potential, x, cell, numbers, neighbors, ("forces",), dtype=jnp.dtype(dtype))["forces"]
+
+    def one(column):
+        direction = jnp.zeros(positions.size).at[column].set(1.0).reshape(positions.shape)
+        return -jax.jvp(forces, (positions,), (direction,))[1]
+
+    return jax.lax.map(one, columns)
+
+
+def hessian_columns(potential: Potential, atoms, columns, dtype="float64"):
+    """Columns of the Hessian: each is minus the change of all forces when one atom, with its images, moves along one axis.
+
+    One Hessian-vector product (forward over reverse) a column, one after the other: memory is that of a few forces.
+
+    Args:
+      potential, atoms, dtype: as for `evaluate`.
+      columns: 3 * atom + axis, whole numbers.
+
+    Returns: (n_columns, n_atoms, 3) eV/Å^2.
+
+    Raises:
+      InputError: a column out of range, and as `evaluate`.
+    """
+    system = System.from_atoms(atoms)
+    check_dtype(dtype)
+    check_potential(potential, system)
+    columns = np.atleast_1d(np.asarray(columns if isinstance(columns, np.ndarray) else list(columns)))
+    if columns.size and (columns.dtype.kind not in "iu" or columns.min() < 0 or columns.max() >= 3 * system.n_atoms):
+        raise InputError(
+            f"columns are {columns.tolist()[:8]}...; each must be a whole number 3 * atom + axis between 0 and "
+            f"{3 * system.n_atoms - 1}"
+        )
+    if not columns.size:
+        return np.zeros((0, system.n_atoms, 3))
+    with double_precision():
+        check_toolchain()
+        neighbors = allocate(system, required_cutoff(potential), **neighbor_demands(potential, moving=False))
+        check_sites(system, neighbors)
+        where = (system.positions, system.cell, system.numbers, neighbors)
+        return np.asarray(_hessian_columns(potential, *where, columns.astype(np.int32), dtype=dtype))
 
 
 def check_dtype(dtype) -> None:

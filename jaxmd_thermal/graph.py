@@ -311,7 +311,8 @@ class Graph:
 
         def one(start):
             part = self.block(start, block)
-            mine = [jax.lax.dynamic_slice_in_dim(x, start, block) for x in rows]
+            # Taken, not sliced: the transpose is then an addition in place, not of an array of all rows.
+            mine = [take(x, start + jnp.arange(block, dtype=start.dtype)) for x in rows]
             return function(part, *[part._gather(a) for a in announced], *mine)
 
         def loop():

@@ -325,9 +325,18 @@ def _build_many(positions, cell, plan):
 
 
 def allocate(
-    system: System, cutoff: float, skin: float = 1.0, *, plan: NeighborPlan | None = None, attempts: int = 6
+    system: System,
+    cutoff: float,
+    skin: float = 1.0,
+    *,
+    plan: NeighborPlan | None = None,
+    margin: float | None = None,
+    attempts: int = 6,
 ) -> NeighborList:
     """Neighbour list with capacities that fit `system` (leading axes are replicas). Runs on the host.
+
+    With `margin` the slots are cut down to the largest number of neighbours times `margin`: a network pays for every
+    slot, a pair potential hardly.
 
     Raises:
       InputError: two atoms on one site.
@@ -342,12 +351,19 @@ def allocate(
             neighbors = _build_many(positions, jnp.broadcast_to(cell, (*positions.shape[:-2], 3, 3)), plan=plan)
         status = Status(int(np.bitwise_or.reduce(np.asarray(neighbors.status).ravel())))
         if not status & Status.capacity():
-            return neighbors
+            return neighbors if margin is None else _trimmed(neighbors, margin)
         plan = plan.grown(neighbors.required, system)
     raise CapacityError(
         f"after {attempts} attempts the neighbour list still lacks room ({status.name}; slots {plan.slots}, "
         f"run {plan.run}, ghosts {plan.ghosts}): are many atoms on one site, or is the unit of length wrong?"
     )
+
+
+def _trimmed(neighbors: NeighborList, margin: float) -> NeighborList:
+    """The list without slots that no row needs: neighbours stand before the empty slots of a row."""
+    needed = int(np.asarray(neighbors.required).reshape(-1, 5)[:, 0].max())
+    slots = min(neighbors.plan.slots, _round_up(needed * margin, 4))
+    return replace(neighbors, index=neighbors.index[..., :slots], plan=replace(neighbors.plan, slots=slots))
 
 
 def closest_distance(system: System, neighbors: NeighborList) -> float:

@@ -25,13 +25,13 @@ from jaxmd_thermal.dynamics.stages import Progress, Setup, SimulationResult, Sta
 from jaxmd_thermal.dynamics.state import MDState
 from jaxmd_thermal.errors import InputError, Status
 from jaxmd_thermal.neighbors import allocate, check_sites, make_plan
+from jaxmd_thermal.potentials.base import neighbor_demands
 from jaxmd_thermal.system import System
 
 CHUNK_SECONDS = 5.0
 """A chunk lasts about this long: what a kill can lose, and how often progress is shown."""
 
 MAX_CHUNK_STEPS = 4000
-DEFAULT_SKIN = 1.0
 
 
 def execute(
@@ -46,7 +46,7 @@ def execute(
     seed: int = 0,
     dtype: str = "float64",
     observers: Sequence[Any] = (),
-    skin: float = DEFAULT_SKIN,
+    skin: float | None = None,
     capacity: int | None = None,
     recorder: Any = None,
     progress: Callable[[Progress], None] | None = None,
@@ -153,9 +153,12 @@ def _execute(
     if saved is not None:
         plan = saved.plan
     else:
-        plan = make_plan(setup.system, required_cutoff(potential), skin)
+        demands = neighbor_demands(potential, moving=True)
+        plan = make_plan(setup.system, required_cutoff(potential), demands["skin"] if skin is None else skin)
         if capacity is not None:
             plan = replace(plan, slots=int(capacity))
+        elif demands["margin"] is not None:
+            plan = allocate(setup.system, plan.cutoff, plan.skin, plan=plan, margin=demands["margin"]).plan
     check_memory(plan, system.n_atoms, n)
     neighbors = allocate(copies, plan.cutoff, plan.skin, plan=plan)
     check_sites(copies, neighbors)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxmd_thermal.dynamics.driver import DEFAULT_SKIN, run_stages
+from jaxmd_thermal.dynamics.driver import run_stages
 from jaxmd_thermal.dynamics.factory import ensemble_from_name
 from jaxmd_thermal.dynamics.stages import Progress, SimulationResult, Stage
 from jaxmd_thermal.system import System
@@ -30,7 +30,7 @@ def simulate(
     trajectory: bool = False,
     velocities=None,
     dtype: str = "float64",
-    skin: float = DEFAULT_SKIN,
+    skin: float | None = None,
     capacity: int | None = None,
     max_temperature: float | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -54,7 +54,8 @@ def simulate(
       trajectory: keep positions and velocities in the samples (and write trajectory.extxyz into `out`).
       velocities: (atoms, 3) or (replicas, atoms, 3) Å/fs to start from.
       dtype: "float64", or "float32" for a potential in single precision (state and sums stay double).
-      skin: Å that atoms may move before the neighbour list is rebuilt (twice that, for a pair).
+      skin: Å beyond the cutoff up to which pairs are listed, so that the list need not be rebuilt at every step; by
+        default what suits the cost of the potential.
       capacity: neighbours an atom can have at first; found by itself if not given, and enlarged when needed.
       max_temperature: K at which the run stops.
 

@@ -78,6 +78,17 @@ def is_row_local(potential) -> bool:
     return getattr(potential, "row_local", False)
 
 
+def neighbor_demands(potential, *, moving: bool) -> dict[str, float | None]:
+    """Skin in Å and margin of the slots (`neighbors.allocate`) that suit the cost of the potential.
+
+    A pair costs little, so lists of row-local potentials are wide and rarely rebuilt. A network pays for every slot as for
+    a neighbour, hundreds of times what a rebuild costs: its lists are tight.
+    """
+    if is_row_local(potential):
+        return {"skin": 1.0 if moving else 0.0, "margin": None}
+    return {"skin": 0.3, "margin": 1.12} if moving else {"skin": 0.0, "margin": 1.0}
+
+
 def is_long_range(potential) -> bool:
     """Whether there are terms that are not messages along edges (`Potential.long_range`)."""
     return getattr(potential, "long_range", False)

@@ -93,7 +93,7 @@ class Layer(nn.Module):
         self.skip = matrices("skip", {degree: (self.inputs[degree], produced[degree]) for degree in both})
         self.norm = matrices("norm", {degree: (c,) for degree, c in produced.items()})
 
-    def message(self, graph, gathered):
+    def message(self, _, gathered, basis, harmonics):
         """(rows, K, all components and channels) of the neighbours -> sums of messages over them."""
         sizes = [(2 * degree + 1) * c for degree, c in enumerate(self.inputs)]
         sent = [
@@ -101,11 +101,10 @@ class Layer(nn.Module):
             for degree, x in enumerate(jax.lax.split(gathered, sizes, axis=-1))
         ]
         # No biases: where the basis is zero, so are the weights, and empty slots need no mask.
-        weights = radial_basis(graph.distances_squared, graph.cutoff, self.radial, self.power)
+        weights = basis
         for matrix in self.radial_maps[:-1]:
             weights = nn.silu(weights @ matrix)
         weights = weights @ self.radial_maps[-1]
-        harmonics = spherical_harmonics(graph.edge_vectors, self.l_edge)
         return neighbor_sum(harmonics, sent, weights, len(self.outputs) - 1)
 
     def linear(self, matrices, features, kinds):
@@ -115,10 +114,10 @@ class Layer(nn.Module):
             return [scaled[0][kinds][:, None]]
         return [x @ scaled[degree] for degree, x in enumerate(features) if degree in scaled]
 
-    def __call__(self, graph, features, kinds, block):
+    def __call__(self, graph, edges, features, kinds, block):
         sent = self.linear(self.linear_1, features, kinds)
         flat = jnp.concatenate([x.reshape(x.shape[0], -1) for x in sent], axis=-1)
-        received = graph.map_rows(self.message, gathered=(flat,), block=block)
+        received = graph.map_rows(self.message, gathered=(flat,), rows=edges, block=block)
         kept = self.linear(self.skip, features, kinds)
         mixed = []
         for degree, x in enumerate(received):
@@ -180,9 +179,15 @@ class NequixNetwork(nn.Module):
 
     def __call__(self, graph, kinds):
         features = []
+        edges = graph.map_rows(self.edge_functions, block=self.block)
         for step in self.steps:
-            features = step(graph, features, kinds, self.block)
+            features = step(graph, edges, features, kinds, self.block)
         return (features[0] @ self.readout)[:, 0, 0] / math.sqrt(self.channels[0])
+
+    def edge_functions(self, graph):
+        """(rows, K, radial) basis and (rows, K, (l_edge + 1)^2) harmonics, the same for all layers."""
+        basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial, self.power)
+        return basis, spherical_harmonics(graph.edge_vectors, self.l_edge)
 
     def shapes(self) -> dict[str, Any]:
         """Tree of the parameters, as shapes."""

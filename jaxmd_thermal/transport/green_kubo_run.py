@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.derivatives import evaluate, refuse_long_range
-from jaxmd_thermal.dynamics.driver import DEFAULT_SKIN, run_stages
+from jaxmd_thermal.dynamics.driver import run_stages
 from jaxmd_thermal.dynamics.nve import NVE
 from jaxmd_thermal.dynamics.stages import Progress, Stage
 from jaxmd_thermal.system import System
@@ -45,7 +45,7 @@ def green_kubo(
     thickness: float | None = None,
     reduced_flux: bool = False,
     observers=(),
-    skin: float = DEFAULT_SKIN,
+    skin: float | None = None,
     capacity: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConductivityResult:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.derivatives import refuse_long_range
-from jaxmd_thermal.dynamics.driver import DEFAULT_SKIN, run_stages
+from jaxmd_thermal.dynamics.driver import run_stages
 from jaxmd_thermal.dynamics.nose_hoover import NoseHoover
 from jaxmd_thermal.dynamics.stages import Progress, Stage
 from jaxmd_thermal.errors import InputError
@@ -52,7 +52,7 @@ def hnemd(
     volume: float | None = None,
     thickness: float | None = None,
     spectral_lags: int = 0,
-    skin: float = DEFAULT_SKIN,
+    skin: float | None = None,
     capacity: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConductivityResult:

@@ -388,7 +388,7 @@ def test_sampled_stress_is_the_strain_derivative_of_the_whole_energy(argon):
     The canonical scaling leaves phase-space volumes alone, so this is the observable whose mean is minus the pressure.
     """
     result = run(argon, 12, quantities=("stress",), trajectory=True)
-    positions, velocities = result.samples["positions"][0, -1], result.samples["velocities"][0, -1]
+    positions, velocities = result.samples["positions"][-1, 0], result.samples["velocities"][-1, 0]
     cell, masses = argon.cell.array, argon.get_masses()
 
     def total_energy(strain):
@@ -407,7 +407,7 @@ def test_sampled_stress_is_the_strain_derivative_of_the_whole_energy(argon):
         strain[j, i] += 0.5 * step
         slope = (total_energy(strain) - total_energy(-strain)) / (2 * step * argon.get_volume())
         expected[i, j] = expected[j, i] = slope
-    stress = result.samples["stress"][0, -1]
+    stress = result.samples["stress"][-1, 0]
     # The kinetic part is 4e-4 eV/Å^3; central differences are good to their step squared.
     np.testing.assert_allclose(stress, expected, atol=1e-9)
     static = evaluate(POTENTIAL, argon_at(argon, positions), "stress")["stress"]
