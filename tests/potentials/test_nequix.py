@@ -279,7 +279,7 @@ def test_network_in_the_run_loop_resumes_bitwise_and_conserves_energy(tmp_path, 
         if progress.step >= 6:
             raise Killed
 
-    strong = replace(SMALL, scale=np.asarray(30.0))  # random weights bind weakly
+    strong = replace(SMALL, scale=np.asarray(1000.0))  # random weights bind weakly
     whole = simulate(strong, atoms, "nve", 12, **options)
     with pytest.raises(Killed):
         simulate(strong, atoms, "nve", 12, out=tmp_path, progress=kill, **options)
