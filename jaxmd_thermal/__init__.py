@@ -13,8 +13,10 @@ __version__ = "0.1.0"
 __all__ = [
     "System",
     "load_potential",
+    "save_potential",
     "potentials",
     "evaluate",
+    "hessian_columns",
     "check_heat_flux",
     "simulate",
     "green_kubo",
@@ -26,6 +28,8 @@ __all__ = [
 if TYPE_CHECKING:  # for editors and type checkers only
     from . import potentials as potentials
     from .derivatives import evaluate as evaluate
+    from .derivatives import hessian_columns as hessian_columns
+    from .io.exported import save_potential as save_potential
     from .io.models import load_potential as load_potential
     from .system import System as System
 
@@ -33,8 +37,10 @@ if TYPE_CHECKING:  # for editors and type checkers only
 _HOMES: dict[str, str | None] = {
     "System": "system",
     "load_potential": "io.models",
+    "save_potential": "io.exported",
     "potentials": None,
     "evaluate": "derivatives",
+    "hessian_columns": "derivatives",
     "check_heat_flux": "check",
     "simulate": "dynamics.run",
     "green_kubo": "transport.green_kubo_run",

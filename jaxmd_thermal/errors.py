@@ -38,6 +38,10 @@ class OutputError(ThermalError, OSError):
     """Results could not be written (disk full, no permission). What was computed before is still in the last checkpoint."""
 
 
+class DownloadError(ThermalError, OSError):
+    """Weights could not be fetched; the message says how to get them by hand."""
+
+
 class ToolchainError(ThermalError, ImportError):
     """The installed JAX computes wrong numbers on this device."""
 

@@ -23,7 +23,7 @@ ORDER = [
 ]  # fmt: skip
 # Functions may reach down to io (a path instead of atoms, output of a run) when they are called, never at import.
 DELEGATES_TO_IO = {"system", "derivatives", "check", "dynamics", "observables", "transport"}
-ONLY_OUTSIDE_WORLD = {"ase", "h5py", "orbax", "matplotlib", "rich", "cyclopts", "pydantic"}
+ONLY_OUTSIDE_WORLD = {"ase", "h5py", "orbax", "matplotlib", "rich", "cyclopts", "pydantic", "pooch"}
 # Inside functions: names of elements for messages, figures that a result draws of itself.
 ALLOWED_IN_FUNCTIONS = {"ase.data", "matplotlib", "matplotlib.figure", "matplotlib.pyplot"}
 OUTSIDE_WORLD = {"io", "report", "cli"}
@@ -94,19 +94,28 @@ def test_help_is_quick_and_does_not_import_jax():
     command = [sys.executable, "-m", "jaxmd_thermal.cli", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, timeout=60)
     assert result.returncode == 0, result.stderr
-    for verb in ("green-kubo", "hnemd", "md", "check-heat-flux", "resume", "report"):
+    for verb in ("green-kubo", "hnemd", "md", "check-heat-flux", "models", "resume", "report"):
         assert verb in result.stdout
     assert best_of(3, lambda: subprocess.run(command, capture_output=True, cwd=PACKAGE.parent)) < 1.0
     loaded = run_python(
         "import sys\nfrom jaxmd_thermal.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print('LOADED', sorted({'jax', 'jax_md', 'ase', 'h5py', 'matplotlib', 'scipy'} & set(sys.modules)))"
+        "print('LOADED', sorted({'jax', 'jax_md', 'ase', 'h5py', 'matplotlib', 'scipy', 'pooch'} & set(sys.modules)))"
     )
     assert "LOADED []" in loaded.stdout, loaded.stdout + loaded.stderr
 
 
 def test_public_names():
-    wanted = {"System", "load_potential", "evaluate", "simulate", "green_kubo", "hnemd", "green_kubo_from_flux"}
+    wanted = {
+        "System",
+        "load_potential",
+        "save_potential",
+        "evaluate",
+        "simulate",
+        "green_kubo",
+        "hnemd",
+        "green_kubo_from_flux",
+    }
     assert wanted | {"check_heat_flux", "potentials", "__version__"} <= set(jaxmd_thermal.__all__)
     for name in jaxmd_thermal.__all__:
         assert getattr(jaxmd_thermal, name) is not None

@@ -26,7 +26,7 @@ RUN = Group("Dynamics", sort_key=2)
 OUTPUT = Group("Output", sort_key=3)
 
 Structure = Annotated[str | None, Parameter(help="Structure file (any that ASE reads), or `argon`, `silicon`.")]
-Potential = Annotated[str | None, Parameter(help="lj-argon-gk, lj-argon-cut25, lj-argon-jmd25, sw-silicon, or a file.")]
+Potential = Annotated[str | None, Parameter(help="Name (jaxmd-thermal models list), or a file or folder.")]
 Supercell = Annotated[
     tuple[int, int, int] | None, Parameter(help="Repetitions along the three lattice vectors.", group=RUN)
 ]
@@ -193,6 +193,48 @@ def report(directory: Annotated[str, Parameter(help="Folder of a run.")], /, *, 
     from jaxmd_thermal.cli import commands
 
     return commands.report(directory)
+
+
+models = App(name="models", help="Potentials by name: what there is, and how to get it.")
+app.command(models)
+
+
+@models.command(name="list")
+def models_list(
+    *, json: Annotated[bool, Parameter(help="For programs.", group=OUTPUT)] = False, debug: Debug = False
+) -> int:
+    """All potentials with a name, and which of them can be used here."""
+    from jaxmd_thermal.cli import models as verbs
+
+    return verbs.show(json)
+
+
+@models.command(name="get")
+def models_get(
+    names: Annotated[list[str], Parameter(help="As in `models list`; several are possible.")],
+    /,
+    *,
+    to: Annotated[str | None, Parameter(help="Folder instead of the user's cache.", group=OUTPUT)] = None,
+    debug: Debug = False,
+) -> int:
+    """Download published weights. The only verb that uses the network."""
+    from jaxmd_thermal.cli import models as verbs
+
+    return verbs.get(names, to)
+
+
+@models.command(name="export")
+def models_export(
+    name: Annotated[str, Parameter(help="Name, file or folder of a potential.")],
+    /,
+    *,
+    out: Annotated[str, Parameter(help="New folder.", group=OUTPUT)],
+    debug: Debug = False,
+) -> int:
+    """Write a potential in our own format, which `--potential DIR` reads."""
+    from jaxmd_thermal.cli import models as verbs
+
+    return verbs.export(name, out)
 
 
 def _tuple(values: list | None) -> tuple | None:

@@ -1,4 +1,4 @@
-"""Potentials by name or from a file."""
+"""Potentials by name, from weight files, from folders and from descriptions. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmd_thermal.errors import InputError, nearest
+from jaxmd_thermal.io.registry import FOLDER_VARIABLE, MODELS, checked
+
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill", ".model")
+"""Suffixes of files that would be unpickled."""
 
 _SIGMA_JMD = 3.405
 
@@ -47,11 +51,17 @@ REGISTRY: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 def load_potential(name_or_path: Any) -> Any:
-    """A potential by its built-in name, or from a TOML file that describes one.
+    """A potential by its name, from weights, from an exported folder or from a TOML file that describes one.
 
     Args:
-      name_or_path: `lj-argon-cut25`, `lj-argon-jmd25`, `lj-argon-gk`, `sw-silicon`; a potential (returned as it is); or
-        a file like::
+      name_or_path: one of
+
+        - a built-in name: `lj-argon-cut25`, `lj-argon-jmd25`, `lj-argon-gk`, `sw-silicon`;
+        - the name of published weights (`nequix-mp-1`, `so3krates-snse`, ...; `jaxmd-thermal models list` shows all). The
+          files are looked for in `$JAXMD_THERMAL_MODELS`, then in the user's cache, and compared with their checksums;
+          nothing is downloaded here;
+        - a path: a Nequix weight file (`.nqx`), a folder of a So3krates model, a folder written by `save_potential`, or
+          a description like::
 
             type = "LennardJones"
             epsilon = 0.01042     # eV
@@ -60,10 +70,13 @@ def load_potential(name_or_path: Any) -> Any:
             truncation = "switch"
             switch_start = 9.0    # Å
 
+        - a potential, which is returned as it is.
+
     Returns: a pytree with `atomic_energies(graph)`.
 
     Raises:
-      InputError: the name is unknown (the nearest known one is suggested) or the file describes no potential.
+      InputError: the name is unknown (the nearest known one is suggested), its weights are not on this machine or have
+        another checksum, or the file describes no potential.
     """
     if hasattr(name_or_path, "atomic_energies"):
         return name_or_path
@@ -75,20 +88,83 @@ def load_potential(name_or_path: Any) -> Any:
     name = str(name_or_path)
     if name in REGISTRY:
         return REGISTRY[name][0]()
-    path = Path(name_or_path)
+    if name in MODELS:
+        return _published(name)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    known = ", ".join(REGISTRY)
+    known = [*REGISTRY, *MODELS]
     raise InputError(
-        f"unknown potential '{name}'{nearest(name, REGISTRY) or '.'} Known names: {known}; or give a TOML file"
+        f"unknown potential '{name}'{nearest(name, known) or '.'} Known names: {', '.join(known)}; or give the path of a "
+        ".nqx or .toml file, or of a folder"
     )
+
+
+def _published(name: str) -> Any:
+    """Weights of the registry, after their checksums were compared."""
+    model = MODELS[name]
+    folder = checked(model)
+    if model.kind == "nequix":
+        from jaxmd_thermal.io.nqx import read_nqx
+
+        return read_nqx(folder / model.files[0].name)
+    from jaxmd_thermal.io.so3krates import CHECKPOINTS, read_so3krates
+
+    more = {path.name for path in folder.glob(CHECKPOINTS)} - {file.name for file in model.files}
+    if more:  # the reader takes the newest, which would not be the one whose checksum is right
+        raise InputError(
+            f"'{folder}' also holds {', '.join(sorted(more))}, which is not part of '{name}': put the published files into "
+            "a folder of their own, or load your weights by their path"
+        )
+    return read_so3krates(folder)
+
+
+def _from_folder(path: Path) -> Any:
+    from jaxmd_thermal.io.exported import DOCUMENT, read_potential
+
+    if (path / DOCUMENT).is_file():
+        return read_potential(path)
+    if (path / "hyperparameters.json").is_file():
+        from jaxmd_thermal.io.so3krates import read_so3krates
+
+        return read_so3krates(path)
+    raise InputError(
+        f"the folder '{path}' holds no potential: needed is {DOCUMENT} (a folder of save_potential) or "
+        "hyperparameters.json (a So3krates model); a .nqx file is given by its own path, and a folder with weights of "
+        f"several models by {FOLDER_VARIABLE}"
+    )
+
+
+def _refuse_pickle(path: Path) -> None:
+    """A pickle runs code of its author when it is loaded, whatever its suffix says."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InputError(f"cannot read the potential '{path}': {error.strerror or error}") from error
+    # Pickles of protocol 2 and later begin with 0x80 and its number, PyTorch's archives of pickles are zip files.
+    if path.suffix.lower() in PICKLES or start[:1] == b"\x80" or start == b"PK\x03\x04":
+        raise InputError(
+            f"'{path}' is a pickle (or an archive of pickles), which could run any code while it is read, so it never is: "
+            "load it with the program that wrote it, where you trust it, and save plain weights there (Nequix models: "
+            ".nqx; others: build the potential and call save_potential)"
+        )
 
 
 def _from_file(path: Path) -> Any:
     from jaxmd_thermal import potentials
 
+    _refuse_pickle(path)
+    if path.suffix.lower() == ".nqx":
+        from jaxmd_thermal.io.nqx import read_nqx
+
+        return read_nqx(path)
     if path.suffix != ".toml":
-        raise InputError(f"cannot read a potential from '{path}': only .toml descriptions are understood")
+        raise InputError(
+            f"cannot read a potential from '{path}': only .nqx weights and .toml descriptions are understood"
+        )
     try:
         options = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
