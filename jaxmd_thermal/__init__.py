@@ -15,6 +15,7 @@ __all__ = [
     "load_potential",
     "save_potential",
     "potentials",
+    "Calculator",
     "evaluate",
     "hessian_columns",
     "check_heat_flux",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # for editors and type checkers only
     from . import potentials as potentials
     from .derivatives import evaluate as evaluate
     from .derivatives import hessian_columns as hessian_columns
+    from .io.calculator import Calculator as Calculator
     from .io.exported import save_potential as save_potential
     from .io.models import load_potential as load_potential
     from .system import System as System
@@ -38,6 +40,7 @@ _HOMES: dict[str, str | None] = {
     "System": "system",
     "load_potential": "io.models",
     "save_potential": "io.exported",
+    "Calculator": "io.calculator",
     "potentials": None,
     "evaluate": "derivatives",
     "hessian_columns": "derivatives",

@@ -110,6 +110,7 @@ def test_public_names():
         "System",
         "load_potential",
         "save_potential",
+        "Calculator",
         "evaluate",
         "simulate",
         "green_kubo",
