@@ -51,6 +51,7 @@ format: install
 bench-install: install
 	test -x benchmarks/.venv/bin/python || $(PYTHON) -m venv benchmarks/.venv
 	benchmarks/.venv/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt
+	benchmarks/.venv/bin/python -m pip install --disable-pip-version-check --no-deps nequix==0.4.3
 
 bench: install
 	$(BIN)/python -m benchmarks.run

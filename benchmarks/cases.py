@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import argon
+from benchmarks.foundation import foundation_flux, nequix
 from benchmarks.harness import Report, Timing, Worker, Workers, ratio, relative_error, round_robin, spread
 
 PRECISIONS = ("float64", "float32")
@@ -33,14 +34,19 @@ class Bench:
     rounds: int
     sizes: tuple[int, ...]
     scale: float = 1.0
+    foundation_sizes: tuple[int, ...] = (64, 216, 512)
     growth_sizes: tuple[int, ...] = (864, 4000, 19652, 97556)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bench-")))
 
-    def state(self, n_atoms: int) -> Path:
-        path = self.folder / f"argon-{n_atoms}.npz"
+    def saved(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> Path:
+        """File of an initial state, made once."""
+        path = self.folder / f"{name}.npz"
         if not path.exists():
-            np.savez(path, **argon.initial_state(n_atoms))
+            np.savez(path, **make())
         return path
+
+    def state(self, n_atoms: int) -> Path:
+        return self.saved(f"argon-{n_atoms}", lambda: argon.initial_state(n_atoms))
 
     def steps(self, program: str, n_atoms: int) -> int:
         """Steps of one work item, a multiple of ten (fluxes are sampled every ten steps)."""
@@ -194,6 +200,8 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "memory": memory,
     "growth": growth,
     "network": network,
+    "nequix": nequix,
+    "foundation-flux": foundation_flux,
 }
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         scale=0.1 if options.quick else 1.0,
     )
     if options.quick:
-        bench.growth_sizes = (864, 4000)
+        bench.growth_sizes, bench.foundation_sizes = (864, 4000), (64,)
     print(f"{report.machine}; core {options.core}; median [min-max] of {bench.rounds} rounds, CPU seconds")
     try:
         for name in options.only or CASES:

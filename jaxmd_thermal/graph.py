@@ -142,6 +142,7 @@ class Graph:
     dtype: Any
     strain: Any = None
     listener: Recorder | Displaced | None = None
+    free_edges: Any = None
     local: bool = False  # rows are evaluated one block at a time: nothing may be gathered
 
     @classmethod
@@ -177,9 +178,7 @@ class Graph:
 
     def with_edges(self, edges) -> Graph:
         """The same rows with their edge vectors as a free variable, to be differentiated."""
-        free = replace(self)
-        free.__dict__["edge_vectors"] = edges  # takes the place of the cached property
-        return free
+        return replace(self, free_edges=edges)
 
     @property
     def n_atoms(self) -> int:
@@ -211,6 +210,8 @@ class Graph:
     @cached_property
     def edge_vectors(self):
         """(atoms, K, 3) Å, from each atom to its neighbours; empty slots hold a vector beyond every cutoff."""
+        if self.free_edges is not None:
+            return self.free_edges
         # Formed in the precision of the positions; only the small difference is rounded to the model's.
         far = jnp.array([PADDING * self.cutoff, 0.0, 0.0], self.raw_edges.dtype)
         return jnp.where(self.occupied[..., None], self.raw_edges, far).astype(self.dtype)
@@ -291,6 +292,7 @@ class Graph:
         return replace(
             self,
             listener=listener,
+            free_edges=None if self.free_edges is None else cut(self.free_edges),
             rows=cut(self.rows),
             index=cut(self.index),
             numbers=cut(self.numbers),

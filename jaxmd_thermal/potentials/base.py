@@ -26,6 +26,7 @@ class Potential:
       row_local: the energy of an atom depends only on its own edges and on species, so rows can be evaluated in
         blocks, one by one. Everything that passes messages must leave this False.
       long_range: has terms that are not messages along edges (k-space, charge equilibration). The heat flux refuses it.
+      costly_edges: an edge costs far more than finding it (networks): neighbour lists are then kept tight.
       species: atomic numbers that it knows, or None for any.
     """
 
@@ -33,6 +34,7 @@ class Potential:
     interaction_steps: int = 1
     row_local: bool = False
     long_range: bool = False
+    costly_edges: bool = False
     species: tuple[int, ...] | None = None
 
     def atomic_energies(self, graph: Graph) -> Any:
@@ -81,10 +83,10 @@ def is_row_local(potential) -> bool:
 def neighbor_demands(potential, *, moving: bool) -> dict[str, float | None]:
     """Skin in Å and margin of the slots (`neighbors.allocate`) that suit the cost of the potential.
 
-    A pair costs little, so lists of row-local potentials are wide and rarely rebuilt. A network pays for every slot as for
-    a neighbour, hundreds of times what a rebuild costs: its lists are tight.
+    A pair costs little, so lists are wide and rarely rebuilt. A network pays for every slot as for a neighbour, hundreds of
+    times what a rebuild costs: its lists are tight.
     """
-    if is_row_local(potential):
+    if not any(getattr(term, "costly_edges", False) for term in terms_of(potential)):
         return {"skin": 1.0 if moving else 0.0, "margin": None}
     return {"skin": 0.3, "margin": 1.12} if moving else {"skin": 0.0, "margin": 1.0}
 

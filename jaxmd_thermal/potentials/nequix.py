@@ -219,6 +219,8 @@ class Nequix(Potential):
     cutoff: float = static()
     species: tuple[int, ...] = static()
 
+    costly_edges = True
+
     @classmethod
     def create(
         cls,

@@ -164,6 +164,8 @@ class EquivariantNetwork(Potential):
     cutoff: float = static()
     species: tuple[int, ...] = static()
 
+    costly_edges = True
+
     @classmethod
     def create(
         cls,

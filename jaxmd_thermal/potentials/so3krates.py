@@ -264,7 +264,7 @@ class So3kratesNetwork(nn.Module):
     def __call__(self, graph, species):
         table = self.embedding[np.array(species)]
         first, *later = self.steps
-        # Where rows come in blocks already (`row_local`), their edges are what is differentiated: leave them in one piece.
+        # Rows that come in blocks already (`row_local`) need no smaller ones.
         block = None if graph.local else self.block
         received, chi = graph.map_rows(lambda rows: first.from_species(rows, table, species), block=block)
         x, chi = first.exchange(table[kinds_of(species, graph.numbers)] + received, chi)
@@ -296,6 +296,7 @@ class So3krates(Potential):
     network: So3kratesNetwork = static()
     cutoff: float = static()
     species: tuple[int, ...] = static()
+    costly_edges = True
 
     @classmethod
     def create(

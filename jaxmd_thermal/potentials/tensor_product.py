@@ -40,7 +40,7 @@ def spherical_harmonics(vectors, lmax: int):
         vectors,
         normalize=True,
         normalization="component",
-        algorithm=("recursive", "sparse"),
+        algorithm=("recursive", "dense"),
     ).array
 
 
