@@ -10,10 +10,11 @@ PYTAG := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2]
 CONSTRAINTS := $(wildcard constraints/$(PYTAG).txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow lint format bench-install bench clean
+.PHONY: help install run snse-reduced rbi-reduced test test-slow lint format bench-install bench clean
 
 help:
 	@echo "make run         argon: Green-Kubo and HNEMD, then a report (minutes)"
+	@echo "make snse-reduced, rbi-reduced   published and foundation potentials at a size for two cores"
 	@echo "make test        tests (without the slow ones)"
 	@echo "make test-slow   the slow tests: statistics of physics, long runs"
 	@echo "make lint        ruff and pyright"
@@ -31,6 +32,12 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 run: install
 	$(BIN)/python experiments/argon/run.py --out runs/argon
+
+snse-reduced: install
+	$(BIN)/python experiments/snse_green_kubo/run.py --reduced --out runs/snse-reduced
+
+rbi-reduced: install
+	$(BIN)/python experiments/rbi_green_kubo/run.py --reduced --out runs/rbi-reduced
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import argon
-from benchmarks.foundation import foundation_flux, nequix
+from benchmarks.foundation import foundation_flux, nequix, unfolding
 from benchmarks.harness import Report, Timing, Worker, Workers, ratio, relative_error, round_robin, spread
 
 PRECISIONS = ("float64", "float32")
@@ -202,6 +202,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "network": network,
     "nequix": nequix,
     "foundation-flux": foundation_flux,
+    "unfolding": unfolding,
 }
 
 

@@ -75,6 +75,27 @@ def _beside_reference(bench: Bench, n: int, precision: str, product: bool, path,
         )  # fmt: skip
 
 
+def unfolded_atoms(state: dict[str, np.ndarray], reach: float) -> int:
+    """Atoms and images within `reach` Å of any atom of an orthogonal cell: what an unfolded heat flux must evaluate."""
+    positions, lengths = state["positions"], np.diag(state["cell"])
+    steps = [np.arange(-n, n + 1) for n in np.ceil(reach / lengths).astype(int)]
+    count = 0
+    for shift in np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3) * lengths:
+        for block in np.array_split(positions + shift, max(1, len(positions) // 64)):
+            distances = np.linalg.norm(block[:, None] - positions[None], axis=-1)
+            count += int((distances.min(axis=1) <= reach).sum())
+    return count
+
+
+def unfolding(bench: Bench) -> None:
+    """Atoms that the heat flux of nequix-mp-1 would need by unfolding the cell: four layers of 6 Å reach 24 Å."""
+    for n in bench.foundation_sizes:
+        needed = unfolded_atoms(crystals.silicon(n), 24.0)
+        bench.report.add(
+            f"{MODEL}: atoms in the unfolded cell", n, "float64", needed, "atoms", peer="the cell", against=needed / n
+        )
+
+
 def foundation_flux(bench: Bench) -> None:
     """(energy + forces + heat flux) / (energy + forces) of the foundation potentials."""
     states = {

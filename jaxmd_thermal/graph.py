@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PADDING = 2.0
 """Empty slots hold an edge of this many cutoffs: finite, differentiable, and beyond reach of every potential."""
 
+ACCELERATOR_ROWS = 1024
+
 
 @jax.custom_jvp
 def time_shifted(values, delays, rates, senders):
@@ -97,6 +99,11 @@ def replay(function, known):
         return jax.tree.unflatten(structure, jax.core.eval_jaxpr(program.jaxpr, arguments))
 
     return _replayed(converted, known, *program.consts)
+
+
+def rows_at_a_time(block: int | None) -> int | None:
+    """Rows of a block on this device: models choose what fits a CPU's cache; an accelerator must be filled as well."""
+    return block if block is None or jax.default_backend() == "cpu" else max(block, ACCELERATOR_ROWS)
 
 
 class Recorder:
@@ -307,7 +314,7 @@ class Graph:
         return arrays (or a pytree of them) with the rows as leading axis.
         """
         announced = [self._announce(jnp.asarray(x)) for x in gathered]
-        n = self.n_atoms
+        n, block = self.n_atoms, rows_at_a_time(block)
         if block is None or block >= n:
             return function(self, *[self._gather(a) for a in announced], *rows)
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Commands called in a test would keep their programs in the user's cache, and everything compiled after them as well.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
