@@ -1,0 +1,1 @@
+"""Lattice dynamics: force constants, phonons, thermodynamics, and the conductivity of the phonon gas."""
