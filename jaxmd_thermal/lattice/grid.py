@@ -1,0 +1,177 @@
+"""Regular grids of q-points, their symmetry, and the triplets that conserve crystal momentum. NumPy on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError
+
+DIAGONALS = ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Gamma-centred grid of the primitive cell; `n` points, the first address runs fastest.
+
+    Attributes:
+      mesh: (3,) points along each reciprocal vector.
+      addresses: (n, 3) whole numbers, q = address / mesh in fractions of the reciprocal vectors.
+      irreducible: (k,) the first point of each star, ascending.
+      weights: (k,) points in each star.
+      star: (n,) which star a point belongs to, an index into `irreducible`.
+      operations: (g, 3, 3) whole numbers that act on fractional q, time reversal included.
+      tetrahedra: (24, 4, 3) addresses relative to a grid point of the tetrahedra that meet there; the first is the point.
+    """
+
+    mesh: np.ndarray
+    addresses: np.ndarray
+    irreducible: np.ndarray
+    weights: np.ndarray
+    star: np.ndarray
+    operations: np.ndarray
+    tetrahedra: np.ndarray
+
+    @property
+    def qpoints(self) -> np.ndarray:
+        """(n, 3) in fractions of the reciprocal vectors."""
+        return self.addresses / self.mesh
+
+    def index(self, addresses) -> np.ndarray:
+        """(..., 3) whole-number addresses -> (...) indices of the equivalent grid points."""
+        a = np.mod(addresses, self.mesh)
+        return a[..., 0] + self.mesh[0] * (a[..., 1] + self.mesh[1] * a[..., 2])
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """Triplets q + q' + q'' = G, reduced by the symmetry that keeps q and by exchange of q' and q''.
+
+    Attributes:
+      first: (k,) grid index of q for each irreducible point.
+      offsets: (k + 1,) triplets of `first[i]` are rows offsets[i] to offsets[i + 1].
+      points: (m, 3) grid indices of q, q', q''.
+      weights: (m,) how many (q', q'') each row stands for; they sum to the number of grid points for each q.
+      normal: (m,) True where G = 0 for the shortest representatives (normal process), else Umklapp.
+    """
+
+    first: np.ndarray
+    offsets: np.ndarray
+    points: np.ndarray
+    weights: np.ndarray
+    normal: np.ndarray
+
+
+def make_grid(lattice, mesh, rotations=None) -> Grid:
+    """Grid of the primitive cell.
+
+    Args:
+      lattice: (3, 3) Å, rows.
+      mesh: 3 positive whole numbers.
+      rotations: (r, 3, 3) rotations of the crystal's point group acting on fractional positions as columns
+        (x' = W x, as spglib gives them); None: no symmetry but time reversal.
+
+    Raises:
+      InputError: `mesh` is not 3 positive whole numbers, or a rotation does not map the grid onto itself.
+    """
+    mesh = _checked_mesh(mesh)
+    n0, n1, n2 = mesh
+    flat = np.arange(n0 * n1 * n2)
+    addresses = np.stack([flat % n0, flat // n0 % n1, flat // (n0 * n1)], -1)
+    operations = _reciprocal_operations(rotations)
+    images = _rotated(addresses, mesh, operations)
+    first = images.min(0)
+    irreducible, star, weights = np.unique(first, return_inverse=True, return_counts=True)
+    tetrahedra = relative_tetrahedra(np.linalg.inv(np.asarray(lattice, float)).T / mesh[:, None])
+    return Grid(mesh, addresses, irreducible, weights, star, operations, tetrahedra)
+
+
+def make_triplets(grid: Grid, lattice, points=None) -> Triplets:
+    """Triplets for the irreducible points of `grid`, or for the grid indices `points`.
+
+    Each row is the lowest pair of its orbit, so the choice depends on nothing but the grid and its operations.
+    """
+    first = grid.irreducible if points is None else np.asarray(points, int)
+    images = _rotated(grid.addresses, grid.mesh, grid.operations)
+    rows, weights = [], []
+    for q in first:
+        third = grid.index(-grid.addresses[q] - grid.addresses)
+        keep = images[images[:, q] == q]
+        lowest = np.minimum(keep.min(0), keep[:, third].min(0))
+        second, count = np.unique(lowest, return_counts=True)
+        rows.append(np.stack([np.full(len(second), q), second, third[second]], -1))
+        weights.append(count)
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
+    table = np.concatenate(rows)
+    short = shortest_addresses(grid, lattice)
+    normal = ~np.any(short[table].sum(1), -1)
+    return Triplets(first, offsets, table, np.concatenate(weights), normal)
+
+
+def shortest_addresses(grid: Grid, lattice) -> np.ndarray:
+    """(n, 3) addresses of the same points in the first Brillouin zone; on its surface the first of equally short ones."""
+    reciprocal = np.linalg.inv(np.asarray(lattice, float)).T
+    # Shifts of two cells are enough for reduced cells and for all primitive cells of the Bravais lattices in use.
+    shifts = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    best, length = grid.addresses.copy(), np.full(len(grid.addresses), np.inf)
+    for shift in shifts[np.argsort(np.abs(shifts).sum(1), kind="stable")]:
+        candidate = grid.addresses - shift * grid.mesh
+        squared = np.sum((candidate / grid.mesh @ reciprocal) ** 2, -1)
+        better = squared < length * (1 - 1e-9) - 1e-15
+        best[better], length[better] = candidate[better], squared[better]
+    return best
+
+
+def relative_tetrahedra(microcell) -> np.ndarray:
+    """The 24 tetrahedra that meet at a grid point, (24, 4, 3) relative addresses, the point itself first.
+
+    Each parallelepiped of the grid is cut into six tetrahedra round its shortest diagonal (Blöchl, Jepsen and Andersen,
+    Phys. Rev. B 49, 16223 (1994)); where diagonals are equal the first of (111), (-111), (1-11), (11-1) is taken.
+
+    Args:
+      microcell: (3, 3) rows, steps of the grid along the three reciprocal vectors.
+    """
+    lengths = np.array([np.linalg.norm(np.array(d) @ microcell) for d in DIAGONALS])
+    diagonal = np.array(DIAGONALS[int(np.argmax(lengths < lengths.min() * (1 + 1e-9)))])
+    found = []
+    for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
+        path = np.zeros((4, 3), int)
+        for step, axis in enumerate(order):
+            path[step + 1] = path[step]
+            path[step + 1, axis] += diagonal[axis]
+        for corner in range(4):
+            moved = path - path[corner]
+            found.append(np.concatenate([moved[corner : corner + 1], np.delete(moved, corner, 0)]))
+    return np.array(found)
+
+
+def _checked_mesh(mesh) -> np.ndarray:
+    given = np.asarray(mesh)
+    if given.shape != (3,) or not np.all(given == np.round(given)) or np.any(given < 1):
+        raise InputError(f"mesh is {mesh!r}: expected three positive whole numbers, for example (19, 19, 19)")
+    return given.astype(int)
+
+
+def _reciprocal_operations(rotations) -> np.ndarray:
+    if rotations is None:
+        rotations = np.eye(3, dtype=int)[None]
+    turned = np.swapaxes(np.asarray(rotations, int), 1, 2)  # W^T for all W of the group is the set of all W^-T
+    return np.unique(np.concatenate([turned, -turned]), axis=0)
+
+
+def _rotated(addresses, mesh, operations) -> np.ndarray:
+    """(g, n) grid index of every point under every operation."""
+    result = np.empty((len(operations), len(addresses)), int)
+    for k, operation in enumerate(operations):
+        scaled = operation * mesh[:, None] / mesh  # on addresses: mesh_i W_ij / mesh_j
+        whole = np.round(scaled).astype(int)
+        if np.abs(scaled - whole).max() > 1e-9:
+            raise InputError(
+                f"mesh {tuple(int(m) for m in mesh)} breaks the symmetry of the crystal: the rotation "
+                f"{operation.tolist()} of reciprocal space does not map it onto itself; use equal numbers along "
+                "axes that symmetry makes equal, or rotations=None"
+            )
+        a = np.mod(addresses @ whole.T, mesh)
+        result[k] = a[:, 0] + mesh[0] * (a[:, 1] + mesh[1] * a[:, 2])
+    return result
