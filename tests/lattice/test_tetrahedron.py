@@ -1,0 +1,107 @@
+"""Tetrahedron weights against quadrature by random points, the usual formulas for ordered vertices, and derivatives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmd_thermal._backend import double_precision
+from jaxmd_thermal.lattice.grid import make_grid
+from jaxmd_thermal.lattice.tetrahedron import gaussian, point_weight, tetrahedron_weight, vertex_table
+
+FCC = 2.8538 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0.0]])
+
+
+@pytest.fixture(autouse=True)
+def in_double_precision():
+    with double_precision():
+        yield
+
+
+def textbook(w, values):
+    """Weight at each vertex of one tetrahedron for delta(w - f), case by case (MacDonald, Vosko and Coleridge 1979)."""
+    order = np.argsort(values)
+    e = np.asarray(values)[order]
+
+    def f(n, m):
+        return (w - e[m]) / (e[n] - e[m])
+
+    weights = np.zeros(4)
+    if e[0] < w < e[1]:
+        g = 3 * f(1, 0) * f(2, 0) / (e[3] - e[0])
+        inner = [(f(0, 1) + f(0, 2) + f(0, 3)) / 3, *(f(k, 0) / 3 for k in (1, 2, 3))]
+    elif e[1] < w < e[2]:
+        g = 3 / (e[3] - e[0]) * (f(1, 2) * f(2, 0) + f(2, 1) * f(1, 3))
+        d = e[3] - e[0]
+        inner = [
+            f(0, 3) / 3 + f(0, 2) * f(2, 0) * f(1, 2) / (g * d),
+            f(1, 2) / 3 + f(1, 3) ** 2 * f(2, 1) / (g * d),
+            f(2, 1) / 3 + f(2, 0) ** 2 * f(1, 2) / (g * d),
+            f(3, 0) / 3 + f(3, 1) * f(1, 3) * f(2, 1) / (g * d),
+        ]
+    elif e[2] < w < e[3]:
+        g = 3 * f(1, 3) * f(2, 3) / (e[3] - e[0])
+        inner = [f(0, 3) / 3, f(1, 3) / 3, f(2, 3) / 3, (f(3, 0) + f(3, 1) + f(3, 2)) / 3]
+    else:
+        return weights
+    weights[order] = g * np.array(inner) / 6  # a sixth of the grid cell
+    return weights
+
+
+def weight(w, values):
+    v = jnp.asarray(values)
+    return tetrahedron_weight(jnp.asarray(w), v[0], (v[1], v[2], v[3]))
+
+
+def test_equals_the_usual_formulas():
+    rng = np.random.default_rng(2)
+    values = rng.uniform(size=(2000, 4))
+    w = rng.uniform(size=2000)
+    got = tetrahedron_weight(jnp.asarray(w), jnp.asarray(values[:, 0]), tuple(jnp.asarray(values[:, 1:].T)))
+    expected = np.array([textbook(x, v)[0] for x, v in zip(w, values, strict=True)])
+    assert np.abs(np.asarray(got) - expected).max() < 1e-12 * expected.max()
+
+
+def test_unit_integral_with_equal_vertices():
+    w = jnp.linspace(-0.2, 1.2, 140_001)
+    for values in ([0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0], [0.3, 0.3, 1, 0], [0, 0.5, 0.5, 1.0]):
+        total = jnp.sum(weight(w, [jnp.full_like(w, x) for x in values])) * (w[1] - w[0])
+        assert total == pytest.approx(1 / 24, abs=2e-5)
+
+
+def test_ties_and_flat_tetrahedra_are_finite():
+    for values in ([1, 1, 1, 1], [1, 1, 1, 2], [1, 1, 2, 2], [1 + 1e-15, 1, 1, 1 - 1e-15]):
+        for w in (1.0, 1.5, 2.0):
+            value, gradient = jax.value_and_grad(lambda v, w=w: weight(w, v))(jnp.asarray(values, float))
+            assert np.isfinite(value) and np.all(np.isfinite(gradient))
+
+
+def test_derivative_is_that_of_the_values():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        values, w = rng.uniform(size=4), rng.uniform()
+        gradient = jax.grad(lambda v, w=w: weight(w, v))(jnp.asarray(values))
+        numeric = [(weight(w, values + h) - weight(w, values - h)) / 2e-6 for h in 1e-6 * np.eye(4)]
+        assert np.allclose(gradient, numeric, rtol=2e-4, atol=1e-3 * np.abs(numeric).max() + 1e-6)
+
+
+def test_density_of_states_of_a_band_is_normalised():
+    grid = make_grid(FCC, (8, 8, 8))
+    vertices, corners = vertex_table(grid.tetrahedra)
+    assert len(vertices) == 15 and not vertices[0].any()
+    band = jnp.asarray(
+        np.random.default_rng(4).uniform(0, 6, len(grid.addresses))
+    )  # no flat tetrahedra: quadrature is exact
+    around = band[grid.index(grid.addresses[None] + vertices[:, None])]
+    w = jnp.linspace(-0.5, 6.5, 1401)
+    dos = jax.lax.map(lambda x: jnp.mean(point_weight(jnp.full(len(band), x), around, corners)), w)
+    assert float(jnp.sum(dos) * (w[1] - w[0])) == pytest.approx(1, abs=1e-5)
+    # The linear interpolation spreads the same mean, so first moments agree as well.
+    assert float(jnp.sum(w * dos) * (w[1] - w[0])) == pytest.approx(float(band.mean()), abs=2e-2)
+
+
+def test_gaussian_is_normalised():
+    x = jnp.linspace(-3, 3, 601)
+    assert float(jnp.sum(gaussian(x, 0.3)) * 0.01) == pytest.approx(1, abs=1e-12)
