@@ -1,6 +1,6 @@
 """Thermal conductivity of rocksalt RbI at 300 K with a foundation potential, by Green-Kubo, beside the lattice value.
 
-    python experiments/rbi_green_kubo/run.py --reduced --out runs/rbi-reduced      (about a quarter of an hour on two cores)
+    python experiments/rbi_green_kubo/run.py --reduced --out runs/rbi-reduced      (ten minutes on two cores)
     python experiments/rbi_green_kubo/run.py --out runs/rbi                        (the size that counts; for a GPU)
 
 The same command again continues a run that was stopped, or only rebuilds the report of a finished one.
@@ -76,7 +76,7 @@ def main(out: Path, reduced: bool, potential: str) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=None, help="default: runs/rbi, or runs/rbi-reduced")
-    parser.add_argument("--reduced", action="store_true", help="64 atoms, 2 x 60 ps: not the result")
+    parser.add_argument("--reduced", action="store_true", help="64 atoms, 2 x 40 ps: not the result")
     parser.add_argument("--potential", default="nequix-mp-1", help="default: %(default)s")
     options = parser.parse_args()
     chosen = options.out or Path("runs/rbi-reduced" if options.reduced else "runs/rbi")

@@ -353,3 +353,22 @@ def test_gradients_reach_every_weight(models):
         gradient = jax.jit(jax.grad(loss))(SMALL)
     kinds = jax.tree.leaves(jax.tree.map(lambda g: float(np.abs(g).max()), gradient.params))
     assert min(kinds) > 0
+
+
+@pytest.mark.slow
+def test_foundation_model_conserves_energy(models):
+    """4 ps of RbI: the total energy of velocity Verlet fluctuates but must not drift."""
+    atoms = bulk("RbI", "rocksalt", a=7.44, cubic=True)
+    atoms.rattle(0.05, seed=1)
+    options = {"timestep": 4.0, "temperature": 300.0, "seed": 2}
+    samples = simulate(models["nequix-mp-1"], atoms, "nve", 1000, **options).samples
+    total = samples["conserved_energy"][:, 0] / len(atoms)
+    kinetic = samples["kinetic_energy"][:, 0] / len(atoms)
+    time = 4e-6 * np.arange(len(total))  # ns
+    drift = np.polyfit(time, total, 1)[0]
+    blocks = total.reshape(10, -1).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(10) / np.ptp(time)
+    print(f"drift {drift:.1e} eV/atom/ns (error {error:.0e}), fluctuation {total.std():.1e} eV/atom")
+    assert kinetic.std() > 1e-3
+    assert total.std() < 2e-2 * kinetic.std()
+    assert abs(drift) < 5 * error + 1e-4
