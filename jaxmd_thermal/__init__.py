@@ -23,6 +23,8 @@ __all__ = [
     "green_kubo",
     "green_kubo_from_flux",
     "hnemd",
+    "force_constants",
+    "ForceConstants",
     "__version__",
 ]
 
@@ -49,6 +51,8 @@ _HOMES: dict[str, str | None] = {
     "green_kubo": "transport.green_kubo_run",
     "green_kubo_from_flux": "transport.green_kubo",
     "hnemd": "transport.hnemd",
+    "force_constants": "lattice.force_constants",
+    "ForceConstants": "lattice.force_constants",
 }
 
 

@@ -27,6 +27,15 @@ AMU_A2_FS2 = ASE_TIME**2
 ACCELERATION = 1.0 / AMU_A2_FS2
 """Å/fs^2 per (eV/Å)/amu."""
 
+THZ = 1e3 / (2.0 * math.pi * ASE_TIME)
+"""THz (ordinary frequency) per sqrt(eV/Å^2/amu)."""
+
+COULOMB = ELEMENTARY_CHARGE / (4.0 * math.pi * 8.8541878128e-12) * 1e10
+"""eV Å, e^2/(4 pi epsilon_0) (CODATA 2018)."""
+
+KJ_PER_MOL = ELEMENTARY_CHARGE * 6.02214076e23 * 1e-3
+"""kJ/mol per eV (exact)."""
+
 GPA = 1e9 * 1e-30 / ELEMENTARY_CHARGE
 """eV/Å^3 per GPa."""
 

@@ -22,11 +22,14 @@ ORDER = [
     "dynamics", "observables", "transport", "lattice", "defects", "training", "io", "report", "cli",
 ]  # fmt: skip
 # Functions may reach down to io (a path instead of atoms, output of a run) when they are called, never at import.
-DELEGATES_TO_IO = {"system", "derivatives", "check", "dynamics", "observables", "transport"}
+DELEGATES_TO_IO = {"system", "derivatives", "check", "dynamics", "observables", "transport", "lattice"}
 ONLY_OUTSIDE_WORLD = {"ase", "h5py", "orbax", "matplotlib", "rich", "cyclopts", "pydantic", "pooch"}
 # Inside functions: names of elements for messages, figures that a result draws of itself.
 ALLOWED_IN_FUNCTIONS = {"ase.data", "matplotlib", "matplotlib.figure", "matplotlib.pyplot"}
 OUTSIDE_WORLD = {"io", "report", "cli"}
+# Crystallography has one door, and one more for its files.
+SYMMETRY_DOORS = {"lattice/symmetry.py", "io/phono3py.py"}
+ONLY_THROUGH_DOORS = {"spglib", "phonopy", "phono3py", "symfc", "seekpath"}
 
 PACKAGE = Path(jaxmd_thermal.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -141,6 +144,9 @@ def test_imports_point_one_way(path):
         allowed = where == "typing" or (where == "function" and module in ALLOWED_IN_FUNCTIONS)
         if top in ONLY_OUTSIDE_WORLD and not allowed:
             assert mine in OUTSIDE_WORLD, f"{at}: only io, report and cli may"
+        if top in ONLY_THROUGH_DOORS:
+            assert path.relative_to(PACKAGE).as_posix() in SYMMETRY_DOORS, f"{at}: only {sorted(SYMMETRY_DOORS)} may"
+            assert where != "module", f"{at} at import: import it in the function that needs it"
         if top != "jaxmd_thermal" or not rest or where == "typing":
             continue
         other = (jaxmd_thermal._HOMES.get(rest) or rest).split(".")[0]  # a public name counts as where it is defined

@@ -1,0 +1,308 @@
+"""Second and third derivatives of the energy by atomic displacements, from a potential or from files."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmd_thermal.derivatives import check_dtype, check_potential, hessian_columns
+from jaxmd_thermal.errors import CapacityError, InputError
+from jaxmd_thermal.lattice import symmetry
+from jaxmd_thermal.lattice.crystal import Crystal, Images
+from jaxmd_thermal.lattice.displaced import check_batch, displaced_forces, third_derivatives
+from jaxmd_thermal.lattice.projection import (
+    distinct_atoms,
+    fc2_from_rows,
+    fc3_from_rows,
+    pair_orbits,
+    project_fc2,
+    project_fc3,
+)
+from jaxmd_thermal.lattice.symmetry import Geometry
+from jaxmd_thermal.potentials.base import Potential
+from jaxmd_thermal.system import System, static
+
+LARGEST_FC3 = 16.0
+"""GiB of compact fc3 beyond which nothing is started; building and symmetrising needs about three times as much."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class ForceConstants:
+    """Force constants in phonopy's compact layout. A pytree: fc2 and fc3 are leaves, the geometry is static.
+
+    Attributes:
+      fc2: (primitive atoms, supercell atoms, 3, 3) eV/Å^2.
+      fc3: (primitive atoms, supercell atoms, supercell atoms, 3, 3, 3) eV/Å^3, or None.
+      crystal: primitive cell, with Born charges where they are known.
+      images2, images3: shortest vectors of the supercells of second and third order (`images3` None without fc3).
+      geometry: the given cell and the matrices, needed by `save`.
+    """
+
+    fc2: Any
+    fc3: Any
+    crystal: Crystal = static()
+    images2: Images = static()
+    images3: Images | None = static(None)
+    geometry: Geometry | None = static(None)
+
+    def __post_init__(self):
+        if not hasattr(self.fc2, "shape"):
+            return  # inside JAX's tree functions leaves may be anything
+        n_prim, n_super = len(self.crystal.numbers), len(self.images2.primitive_of)
+        if self.fc2.shape != (n_prim, n_super, 3, 3):
+            raise InputError(
+                f"fc2 has the shape {tuple(self.fc2.shape)}; this crystal and supercell need {(n_prim, n_super, 3, 3)}"
+            )
+        if hasattr(self.fc3, "shape"):
+            n_super = 0 if self.images3 is None else len(self.images3.primitive_of)
+            if self.fc3.shape != (n_prim, n_super, n_super, 3, 3, 3):
+                raise InputError(
+                    f"fc3 has the shape {tuple(self.fc3.shape)}; its crystal and supercell (`images3`) need "
+                    f"{(n_prim, n_super, n_super, 3, 3, 3)}"
+                )
+
+    @classmethod
+    def from_phono3py(cls, path: str | Path, symmetrize: bool = True) -> ForceConstants:
+        """Force constants of a file or folder of phonopy or phono3py.
+
+        Args:
+          path: `phonopy_params.yaml` or `phono3py_params.yaml`, also compressed (.xz, .gz), with forces or force constants;
+            or a folder with `phonopy*.yaml` or `phono3py*.yaml` and `FORCE_SETS`, `FORCES_FC3`, `FORCES_FC2`,
+            `force_constants.hdf5`, `fc2.hdf5`, `fc3.hdf5` or `BORN`. Nothing outside of it is read.
+          symmetrize: sum rule and permutation symmetry of what is computed from forces (phonopy's traditional ones).
+
+        Raises:
+          InputError: what is missing or broken, with the file, the dataset and what was expected.
+        """
+        from jaxmd_thermal.io.phono3py import read_force_constants
+
+        return read_force_constants(path, symmetrize)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `fc2.hdf5`, `fc3.hdf5` (if there is third order) and `phonopy.yaml` or `phono3py.yaml` into a folder.
+
+        phonopy and phono3py read them, and so does `from_phono3py`.
+
+        Raises:
+          InputError: these force constants have no `geometry`.
+          OutputError: the folder cannot be written.
+        """
+        from jaxmd_thermal.io.phono3py import write_force_constants
+
+        return write_force_constants(self, folder)
+
+    def replace(self, **changes) -> ForceConstants:
+        return replace(self, **changes)
+
+    @property
+    def masses(self) -> np.ndarray:
+        """(primitive atoms,) amu."""
+        return self.crystal.masses
+
+
+def empty_force_constants(geometry: Geometry, fc2: Any, fc3: Any = None, nac: Any = None) -> ForceConstants:
+    """Force constants with the crystal and images that belong to a geometry."""
+    second = symmetry.phonopy_object(geometry)
+    images3 = None
+    if fc3 is not None:
+        third = symmetry.phonopy_object(geometry, 3)
+        images3 = symmetry.images_of(third.primitive, third.supercell)
+    return ForceConstants(
+        fc2=fc2,
+        fc3=fc3,
+        crystal=symmetry.crystal_of(second.primitive, nac),
+        images2=symmetry.images_of(second.primitive, second.supercell),
+        images3=images3,
+        geometry=geometry,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a calculation of force constants will take.
+
+    Attributes:
+      evaluations2, evaluations3: Hessian columns or displaced cells of second order, displaced cells or third derivatives.
+      atoms2, atoms3: atoms of the supercells.
+      fc_bytes: memory of the finished force constants.
+      symmetrize_bytes: memory on the host while they are symmetrised.
+      batch_bytes: positions and forces of a batch; the potential's own work comes on top.
+    """
+
+    evaluations2: int
+    evaluations3: int
+    atoms2: int
+    atoms3: int
+    fc_bytes: int
+    symmetrize_bytes: int
+    batch_bytes: int
+
+    def seconds(self, per_atom: float, cost2: float = 1.0, cost3: float = 1.0) -> float:
+        """Time from the seconds that forces take per atom; a Hessian column costs about 2, a third derivative about 5."""
+        return per_atom * (cost2 * self.evaluations2 * self.atoms2 + cost3 * self.evaluations3 * self.atoms3)
+
+
+def estimate_force_constants(
+    atoms: Any,
+    supercell: Any,
+    fc3_supercell: Any = None,
+    displacement: float | None = 0.03,
+    batch_size: int | None = None,
+) -> Estimate:
+    """Number of evaluations and memory of `force_constants` with the same arguments. No potential is evaluated."""
+    geometry = symmetry.geometry_of(atoms, supercell, fc3_supercell)
+    return _estimate(geometry, displacement, batch_size)
+
+
+def _estimate(geometry: Geometry, displacement: float | None, batch_size: int | None) -> Estimate:
+    second = symmetry.phonopy_object(geometry)
+    n_prim, n2, n3 = len(second.primitive), len(second.supercell), 0
+    if geometry.fc3_supercell_matrix is not None:
+        n3 = round(len(geometry.unit.numbers) * np.linalg.det(geometry.fc3_supercell_matrix))
+    _refuse_too_large(geometry)
+    fc3 = 216 * n_prim * n3**2
+    evaluations3 = 0
+    if displacement is None:
+        evaluations2 = 3 * len(distinct_atoms(*_operations(second)))
+        evaluations3 = len(_third_columns(*_operations(symmetry.phonopy_object(geometry, 3)))) if n3 else 0
+    else:
+        second.generate_displacements(distance=displacement)
+        evaluations2 = len(second.displacements)
+        if n3:
+            third = symmetry.phono3py_object(geometry)
+            third.generate_displacements(distance=displacement)
+            evaluations3 = len(third.supercells_with_displacements)
+    fc2 = 72 * n_prim * n2
+    batch = 48 * max(n2 * check_batch(batch_size, n2), n3 * check_batch(batch_size, max(n3, 1)))
+    return Estimate(evaluations2, evaluations3, n2, n3, fc2 + fc3, 3 * (fc2 + fc3), batch)
+
+
+def force_constants(
+    potential: Potential,
+    atoms: Any,
+    supercell: Any,
+    fc3_supercell: Any = None,
+    displacement: float | None = 0.03,
+    *,
+    batch_size: int | None = None,
+    primitive: Any = "auto",
+    symprec: float = symmetry.SYMPREC,
+    dtype: str = "float64",
+) -> ForceConstants:
+    """Force constants of a potential, symmetrised.
+
+    Args:
+      potential: a potential.
+      atoms: the cell, relaxed (`relax`); ASE `Atoms`, `System` or the path of a structure file.
+      supercell, fc3_supercell: 3 whole numbers or a 3x3 matrix of the given cell; without the second there is no fc3.
+      displacement: Å, finite displacements: phonopy and phono3py generate and symmetrise (third order needs phono3py).
+        None: exact derivatives by AD, of symmetry-distinct atoms and pairs, then space group, permutations and sum rule by
+        orthogonal projection.
+      batch_size: displaced cells (or third derivatives) evaluated together; memory grows with it.
+      primitive: "auto", a centring letter or a matrix (phonopy's).
+      symprec: Å.
+      dtype: precision of the potential.
+
+    Returns: ForceConstants; fc2 in eV/Å^2, fc3 in eV/Å^3.
+
+    Raises:
+      InputError: matrices, displacement, structure; phono3py missing.
+      CapacityError: fc3 would exceed `LARGEST_FC3`.
+
+    Source: finite displacements: Parlinski, Li, Kawazoe, PRL 78, 4063 (1997); Togo, J. Phys. Soc. Jpn. 92, 012001 (2023).
+    """
+    if displacement is not None and not (np.isfinite(displacement) and 1e-5 <= displacement <= 0.5):
+        raise InputError(f"displacement is {displacement} Å; it must lie between 1e-5 and 0.5, or be None for AD")
+    check_dtype(dtype)
+    check_potential(potential, System.from_atoms(atoms))
+    geometry = symmetry.geometry_of(atoms, supercell, fc3_supercell, primitive, symprec)
+    _refuse_too_large(geometry)
+    if displacement is None:
+        fc2 = _fc2_by_ad(potential, geometry, dtype)
+        fc3 = None if geometry.fc3_supercell_matrix is None else _fc3_by_ad(potential, geometry, batch_size, dtype)
+    else:
+        fc2 = _fc2_by_displacements(potential, geometry, displacement, batch_size, dtype)
+        fc3 = None
+        if geometry.fc3_supercell_matrix is not None:
+            fc3 = _fc3_by_displacements(potential, geometry, displacement, batch_size, dtype)
+    return empty_force_constants(geometry, fc2, fc3)
+
+
+def _refuse_too_large(geometry: Geometry) -> None:
+    """Refuse what would not fit, without generating displacements."""
+    if geometry.fc3_supercell_matrix is not None:
+        n_super = round(len(geometry.unit.numbers) * np.linalg.det(geometry.fc3_supercell_matrix))
+        n_prim = max(1, round(len(geometry.unit.numbers) * abs(np.linalg.det(geometry.primitive_matrix))))
+        size = 216 * n_prim * n_super**2 / 2**30
+        if size > LARGEST_FC3:
+            raise CapacityError(
+                f"fc3 of {n_prim} atoms in a supercell of {n_super} needs {size:.1f} GiB; the limit is {LARGEST_FC3} GiB: "
+                "choose a smaller fc3_supercell"
+            )
+
+
+def _operations(phonopy: Any):
+    return symmetry.operations_of(phonopy), symmetry.images_of(phonopy.primitive, phonopy.supercell)
+
+
+def _fc2_by_ad(potential: Potential, geometry: Geometry, dtype: str) -> np.ndarray:
+    phonopy = symmetry.phonopy_object(geometry)
+    operations, images = _operations(phonopy)
+    distinct = distinct_atoms(operations, images)
+    columns = [3 * atom + axis for atom in distinct for axis in range(3)]
+    found = hessian_columns(potential, symmetry.system_of(phonopy.supercell), columns, dtype)
+    rows = {atom: found[3 * k : 3 * k + 3].transpose(1, 0, 2) for k, atom in enumerate(distinct)}
+    return project_fc2(fc2_from_rows(rows, operations, images), images, operations.to_primitive(images))
+
+
+def _third_columns(operations, images) -> list[tuple[int, int]]:
+    pairs = [(i, j) for i in distinct_atoms(operations, images) for j in pair_orbits(operations, i)]
+    # A pair of an atom with itself is symmetric in its two directions.
+    return [(3 * i + a, 3 * j + b) for i, j in pairs for a in range(3) for b in range(a if i == j else 0, 3)]
+
+
+def _fc3_by_ad(potential: Potential, geometry: Geometry, batch_size: int | None, dtype: str) -> np.ndarray:
+    phonopy = symmetry.phonopy_object(geometry, 3)
+    operations, images = _operations(phonopy)
+    columns = _third_columns(operations, images)
+    found = third_derivatives(potential, symmetry.system_of(phonopy.supercell), columns, batch_size, dtype)
+    rows: dict[tuple[int, int], np.ndarray] = {}
+    for (first, second), value in zip(columns, found, strict=True):
+        (i, a), (j, b) = divmod(first, 3), divmod(second, 3)
+        row = rows.setdefault((i, j), np.zeros((len(images.primitive_of), 3, 3, 3)))
+        row[:, a, b] = value
+        if i == j:
+            row[:, b, a] = value
+    return project_fc3(fc3_from_rows(rows, operations, images), images, operations.to_primitive(images))
+
+
+def _fc2_by_displacements(potential, geometry: Geometry, distance: float, batch_size, dtype: str) -> np.ndarray:
+    phonopy = symmetry.phonopy_object(geometry)
+    phonopy.generate_displacements(distance=distance)
+    system = symmetry.system_of(phonopy.supercell)
+    moves = np.stack([cell.positions - system.positions for cell in phonopy.supercells_with_displacements])
+    phonopy.forces = displaced_forces(potential, system, moves, batch_size, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        phonopy.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+        phonopy.symmetrize_force_constants(show_drift=False)
+    return np.array(phonopy.force_constants)
+
+
+def _fc3_by_displacements(potential, geometry: Geometry, distance: float, batch_size, dtype: str) -> np.ndarray:
+    third = symmetry.phono3py_object(geometry)
+    third.generate_displacements(distance=distance)
+    cells = third.supercells_with_displacements
+    system = symmetry.system_of(third.supercell)
+    moves = np.stack([cell.positions - system.positions for cell in cells])
+    third.forces = displaced_forces(potential, system, moves, batch_size, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        third.produce_fc3(symmetrize_fc3r=True)
+    return np.array(third.fc3)
