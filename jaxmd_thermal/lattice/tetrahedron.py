@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,7 +48,7 @@ def _cubic_spline(w, t):
     level = []
     for i in range(4):
         span = t[i + 1] - t[i]
-        inside = (below[i] >= 0) & (below[i + 1] < 0) & (span > EMPTY)
+        inside = (below[i] > 0) & (below[i + 1] < 0) & (span > EMPTY)
         level.append(jnp.where(inside, 1 / jnp.where(inside, span, 1.0), 0.0))
     for n in (2, 3, 4):
         higher = []
@@ -83,8 +84,13 @@ def point_weight(frequency, values, corners):
 
     Returns: (n,) 1/THz; summed over a grid of N points and divided by N they integrate to one.
     """
-    others = values[np.asarray(corners).T]
-    return jnp.sum(tetrahedron_weight(frequency[None], values[:1], others), 0)
+
+    def add(total, corner):
+        others = (values[corner[0]], values[corner[1]], values[corner[2]])
+        return total + tetrahedron_weight(frequency, values[0], others), None
+
+    # A scan over tetrahedra: the compiler vectorises along n and keeps nothing of the size 24 n.
+    return jax.lax.scan(add, jnp.zeros_like(values[0]), jnp.asarray(corners))[0]
 
 
 def gaussian(x, sigma):
