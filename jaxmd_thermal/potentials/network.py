@@ -68,22 +68,20 @@ class Layer(nn.Module):
         self.skip = self.param("skip", weights, (min(self.l_in, self.l_out) + 1, c, c))
         self.gate = self.param("gate", weights, (c, self.l_out * c))
 
-    def message(self, graph, sent):
+    def message(self, _, sent, basis, harmonics):
         """Sum over neighbours: sent (rows, K, (l1, m1), c) -> list over l3 of (rows, m3, paths * c)."""
-        basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial)
         # No biases: where the basis is zero, so is the message, and empty slots need no mask.
         weights = nn.silu(basis @ self.first / math.sqrt(self.radial)) @ self.second / math.sqrt(self.hidden)
         features = jax.lax.split(sent, [2 * degree + 1 for degree in range(self.l_in + 1)], axis=2)
-        harmonics = spherical_harmonics(graph.edge_vectors, self.l_edge)
         sums = neighbor_sum(harmonics, features, weights, self.l_out)
         return [s / math.sqrt(self.neighbors) for s in sums]
 
-    def __call__(self, graph, features, block):
+    def __call__(self, graph, edges, features, block):
         def linear(weights, x):
             per_component = [w for degree, w in enumerate(weights) for _ in range(2 * degree + 1)]
             return jnp.einsum("nmc,mcd->nmd", x, jnp.stack(per_component)) / math.sqrt(x.shape[-1])
 
-        received = graph.map_rows(self.message, gathered=(linear(self.up, features),), block=block)
+        received = graph.map_rows(self.message, gathered=(linear(self.up, features),), rows=edges, block=block)
         mixed = jnp.concatenate(
             [r @ w / math.sqrt(w.shape[0]) for r, w in zip(received, self.down, strict=True)], axis=1
         )
@@ -133,10 +131,16 @@ class Network(nn.Module):
         for step in self.steps:
             step.up  # noqa: B018
 
+    def edge_functions(self, graph):
+        """(rows, K, radial) basis and (rows, K, (lmax + 1)^2) harmonics, the same for all layers."""
+        basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial)
+        return basis, spherical_harmonics(graph.edge_vectors, self.lmax)
+
     def __call__(self, graph, kinds):
         features = self.embedding[kinds][:, None]
+        edges = graph.map_rows(self.edge_functions, block=self.block)
         for step in self.steps:
-            features = step(graph, features, self.block)
+            features = step(graph, edges, features, self.block)
         scalars = nn.silu(features[:, 0] @ self.readout_1 / math.sqrt(self.channels))
         return scalars @ self.readout_2 / math.sqrt(self.channels)
 
