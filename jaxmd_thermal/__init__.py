@@ -25,6 +25,7 @@ __all__ = [
     "hnemd",
     "force_constants",
     "ForceConstants",
+    "phonons",
     "__version__",
 ]
 
@@ -53,6 +54,7 @@ _HOMES: dict[str, str | None] = {
     "hnemd": "transport.hnemd",
     "force_constants": "lattice.force_constants",
     "ForceConstants": "lattice.force_constants",
+    "phonons": "lattice.phonons",
 }
 
 

@@ -238,7 +238,29 @@ def point_group(crystal: Crystal, symprec: float = SYMPREC) -> np.ndarray:
     return np.unique(found["rotations"], axis=0)
 
 
-def symmetric_nac(crystal: Crystal, unit: Any = None, symprec: float = SYMPREC) -> Crystal:
+def equivalent_atoms(crystal: Crystal, symprec: float = SYMPREC) -> np.ndarray:
+    """(atoms,) a label for each atom; symmetry-equivalent atoms have the same."""
+    import spglib
+
+    data = spglib.get_symmetry_dataset((crystal.lattice, crystal.positions, crystal.numbers), symprec=symprec)
+    if data is None:
+        raise InputError(
+            f"spglib finds no symmetry at symprec {symprec} Å: are two atoms on one site? try another symprec"
+        )
+    return np.array(data.equivalent_atoms)
+
+
+def primitive_operations(crystal: Crystal, symprec: float = SYMPREC) -> tuple[np.ndarray, np.ndarray]:
+    """Space group of a cell: (g, 3, 3) Cartesian rotations, (g, atoms) the atom on whose site each atom comes to lie."""
+    from phonopy.structure.symmetry import Symmetry
+
+    found = Symmetry(cell_of(crystal), symprec=symprec)
+    fractional = np.array(found.symmetry_operations["rotations"], float)
+    lattice = crystal.lattice.T
+    return lattice @ fractional @ np.linalg.inv(lattice), np.array(found.atomic_permutations, int)
+
+
+def symmetric_nac(crystal: Crystal, symprec: float = SYMPREC) -> Crystal:
     """The crystal with Born charges and dielectric tensor averaged over the space group, and charges that sum to zero."""
     if crystal.born is None:
         return crystal
