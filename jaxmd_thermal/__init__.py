@@ -26,6 +26,7 @@ __all__ = [
     "force_constants",
     "ForceConstants",
     "phonons",
+    "relax",
     "__version__",
 ]
 
@@ -55,6 +56,7 @@ _HOMES: dict[str, str | None] = {
     "force_constants": "lattice.force_constants",
     "ForceConstants": "lattice.force_constants",
     "phonons": "lattice.phonons",
+    "relax": "lattice.relax",
 }
 
 
