@@ -37,7 +37,7 @@ def test_equals_phonopy(volumes):
         cells.append(phonopy)
     theirs = PhonopyGruneisen(cells[1], cells[2], cells[0])
     theirs.set_mesh(list(MESH), is_gamma_center=True)
-    q, weights, f, _, gamma = theirs.get_mesh()
+    _, weights, f, _, gamma = theirs.get_mesh()
     moving = f > 0.01
     ours = found.mesh.frequencies > 0.01
     # The same set of stars, perhaps by other representatives: compare weighted sums of powers.
@@ -77,5 +77,5 @@ def test_expansion(volumes):
         found.mean(0.0)
     with pytest.raises(InputError, match="ascending"):
         grueneisen_from_volumes(volumes[2], volumes[1], volumes[0], MESH)
-    with pytest.raises(InputError, match="change is 0.5"):
+    with pytest.raises(InputError, match=r"change is 0\.5"):
         grueneisen(ARGON, "argon", (2, 2, 2), MESH, change=0.5)
