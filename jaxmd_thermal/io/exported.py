@@ -260,22 +260,15 @@ def _check_architecture(potential: Any, folder: Path) -> None:
     Raises:
       InputError: names the first parameter that differs.
     """
-    import jax
-
-    from jaxmd_thermal._backend import double_precision
+    from jaxmd_thermal.potentials._learned import parameter_shapes
     from jaxmd_thermal.potentials.base import terms_of
 
     for term in terms_of(potential):
         network = getattr(term, "network", None)
         if network is None:
             continue
-        with double_precision():
-            declared = jax.eval_shape(lambda k, n=network: n.init(k, method="declare"), jax.random.key(0))["params"]
-        wanted, found = _shapes(declared), _shapes(term.params)
-        for name in ("references", "shifts"):
-            value = getattr(term, name, None)
-            if value is not None and np.ndim(value) == 1:
-                wanted[name], found[name] = (len(term.species),), np.shape(value)
+        wanted, found = _shapes(parameter_shapes(network)), _shapes(term.params)
+        wanted["references"], found["references"] = (len(term.species),), np.shape(term.references)
         if getattr(network, "n_species", len(term.species)) != len(term.species):
             wanted["species"], found["species"] = (network.n_species,), (len(term.species),)
         for name in sorted(wanted.keys() | found.keys()):

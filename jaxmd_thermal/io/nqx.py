@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.potentials._learned import parameter_shapes
 from jaxmd_thermal.potentials.nequix import Nequix, NequixNetwork, check_architecture
 
 NEEDED = (
@@ -126,7 +127,7 @@ def _record(path: Path, file, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def _parameters(path: Path, file, network: NequixNetwork) -> dict[str, Any]:
     """The records in the order of the file: layer by layer, in each the radial maps, then the members by degree."""
-    shapes = network.shapes()
+    shapes = parameter_shapes(network)
     params: dict[str, Any] = {}
     for step in range(network.layers):
         layer = f"steps_{step}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.potentials._learned import atomic_number
+from jaxmd_thermal.potentials._learned import atomic_number, parameter_shapes
 from jaxmd_thermal.potentials.so3krates import DEFAULT_BLOCK, So3krates, So3kratesNetwork, check_architecture
 
 CHECKPOINTS = "checkpoint_loss_*"
@@ -58,7 +58,7 @@ def read_so3krates(folder, species=None) -> So3krates:
     check_architecture(network, cutoff, known)
     return So3krates(
         params=_parameters(checkpoint, state, network),
-        shifts=_shifts(folder / SCALES, known),
+        references=_shifts(folder / SCALES, known),
         network=network,
         cutoff=cutoff,
         species=known,
@@ -202,7 +202,7 @@ def _names(network: So3kratesNetwork) -> Iterator[tuple[tuple[str, ...], str, bo
 def _parameters(path: Path, state: Mapping[str, Any], network: So3kratesNetwork) -> dict[str, Any]:
     """Our tree of parameters, every name and shape checked."""
     found = dict(_leaves(state["params"].get("params", {})))
-    shapes: Any = network.shapes()
+    shapes: Any = parameter_shapes(network)
     params: dict[str, Any] = {}
     names = list(_names(network))
     for wrong, what in (

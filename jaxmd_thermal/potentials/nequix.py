@@ -15,10 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmd_thermal._backend import double_precision
-from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.potentials._learned import atomic_number, kinds_of, standard_normal
-from jaxmd_thermal.potentials.base import Potential
+from jaxmd_thermal.potentials._learned import (
+    LearnedPotential,
+    check_cutoff,
+    check_sizes,
+    constant_energies,
+    elements_of,
+    random_parameters,
+)
 from jaxmd_thermal.potentials.tensor_product import neighbor_sum, paths, spherical_harmonics
 from jaxmd_thermal.system import static
 
@@ -189,15 +193,10 @@ class NequixNetwork(nn.Module):
         basis = radial_basis(graph.distances_squared, graph.cutoff, self.radial, self.power)
         return basis, spherical_harmonics(graph.edge_vectors, self.l_edge)
 
-    def shapes(self) -> dict[str, Any]:
-        """Tree of the parameters, as shapes."""
-        with double_precision():
-            return jax.eval_shape(lambda key: self.init(key, method="declare"), jax.random.key(0))["params"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Nequix(Potential):
+class Nequix(LearnedPotential):
     """E(3)-equivariant network with the Nequix architecture.
 
     Attributes:
@@ -218,8 +217,6 @@ class Nequix(Potential):
     network: NequixNetwork = static()
     cutoff: float = static()
     species: tuple[int, ...] = static()
-
-    costly_edges = True
 
     @classmethod
     def create(
@@ -251,52 +248,34 @@ class Nequix(Potential):
         Raises:
           InputError: an unknown element, or a number out of its range.
         """
-        numbers = tuple(sorted(atomic_number(s) for s in ([species] if isinstance(species, int | str) else species)))
-        if not numbers or len(set(numbers)) != len(numbers):
-            raise InputError(f"species is {species!r}; give at least one element, and each only once")
-        if not (np.isfinite(cutoff) and cutoff > 0):
-            raise InputError(f"the cutoff is {cutoff} Å; it must be positive and finite")
+        numbers = tuple(sorted(elements_of(species)))
         network = NequixNetwork(
             len(numbers), tuple(channels), layers, l_edge, radial, tuple(hidden), power, float(neighbors), block
         )
         check_architecture(network)
-        shapes = network.shapes()
-        with double_precision():
-            params = standard_normal(jax.random.key(key) if isinstance(key, int | np.integer) else key, shapes)
-        known = {atomic_number(s): float(e) for s, e in (references or {}).items()}
         return cls(
-            params=_scaled_to_start(params, network),
+            params=_scaled_to_start(random_parameters(key, network), network),
             scale=np.asarray(scale, np.float64),
-            references=np.array([known.get(n, 0.0) for n in numbers]),
+            references=constant_energies(references, numbers),
             network=network,
-            cutoff=float(cutoff),
+            cutoff=check_cutoff(cutoff),
             species=numbers,
         )
 
-    @property
-    def interaction_steps(self) -> int:  # type: ignore[override]
-        return self.network.layers
-
     def atomic_energies(self, graph):
-        params = jax.tree.map(jnp.asarray, self.params)
-        return self.scale * self.network.apply({"params": params}, graph, kinds_of(self.species, graph.numbers))
-
-    def reference_energies(self, numbers):
-        return jnp.asarray(self.references)[kinds_of(self.species, numbers)]
+        return self.scale * self.applied(graph, self.kinds(graph.numbers))
 
 
 def check_architecture(network: NequixNetwork) -> None:
     """Raises InputError where a size is out of its range."""
-    limits = {
+    sizes = {
         "layers": (network.layers, 1, 8), "l_edge": (network.l_edge, 0, 4), "radial": (network.radial, 1, 256),
         "power": (network.power, 2, 64), "neighbors": (network.neighbors, 1e-3, 1e4), "block": (network.block or 1, 1, 2**20),
-        "degrees of the channels": (len(network.channels), 1, network.l_edge + 1),
-        "fewest channels": (min(network.channels, default=0), 1, 4096),
-        "hidden layers of the radial network": (len(network.hidden), 1, 8),
+        "number of degrees of the channels": (len(network.channels), 1, network.l_edge + 1),
+        "smallest number of channels": (min(network.channels, default=0), 1, 4096),
+        "number of hidden layers of the radial network": (len(network.hidden), 1, 8),
     }  # fmt: skip
-    for name, (value, low, high) in limits.items():
-        if not low <= value <= high:
-            raise InputError(f"{name}: {value}; it must lie between {low} and {high}")
+    check_sizes(sizes)
 
 
 def _scaled_to_start(params, network: NequixNetwork):

@@ -15,10 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmd_thermal._backend import double_precision
-from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.potentials._learned import atomic_number, kinds_of, standard_normal
-from jaxmd_thermal.potentials.base import Potential
+from jaxmd_thermal.potentials._learned import (
+    LearnedPotential,
+    check_cutoff,
+    check_sizes,
+    constant_energies,
+    elements_of,
+    random_parameters,
+)
 from jaxmd_thermal.potentials.tensor_product import neighbor_sum, paths, spherical_harmonics
 from jaxmd_thermal.system import static
 
@@ -147,7 +151,7 @@ class Network(nn.Module):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class EquivariantNetwork(Potential):
+class EquivariantNetwork(LearnedPotential):
     """E(3)-equivariant network with 1 to 8 message-passing layers; made by `create`.
 
     Attributes:
@@ -167,8 +171,6 @@ class EquivariantNetwork(Potential):
     network: Network = static()
     cutoff: float = static()
     species: tuple[int, ...] = static()
-
-    costly_edges = True
 
     @classmethod
     def create(
@@ -207,44 +209,22 @@ class EquivariantNetwork(Potential):
         Raises:
           InputError: an unknown element, or a number out of its range.
         """
-        numbers = tuple(atomic_number(s) for s in ([species] if isinstance(species, int | str) else species))
-        if not numbers or len(set(numbers)) != len(numbers):
-            raise InputError(f"species is {species!r}; give at least one element, and each only once")
-        if not (np.isfinite(cutoff) and cutoff > 0):
-            raise InputError(f"the cutoff is {cutoff} Å; it must be positive and finite")
-        limits = {
+        numbers = elements_of(species)
+        sizes = {
             "layers": (layers, 1, MAX_LAYERS), "lmax": (lmax, 0, MAX_DEGREE), "channels": (channels, 1, 4096),
             "radial": (radial, 1, 256), "hidden": (hidden, 1, 4096), "neighbors": (neighbors, 1e-3, 1e4),
             "block": (block or 1, 1, 2**20),
         }  # fmt: skip
-        for name, (value, low, high) in limits.items():
-            if not low <= value <= high:
-                raise InputError(f"{name} is {value}; it must lie between {low} and {high}")
-        known = {atomic_number(s): float(e) for s, e in (references or {}).items()}
-        if set(known) - set(numbers):
-            raise InputError(
-                f"references name the elements {sorted(set(known) - set(numbers))} that are not in {numbers}"
-            )
+        check_sizes(sizes)
         network = Network(len(numbers), layers, channels, lmax, radial, hidden, float(neighbors), block)
-        with double_precision():
-            key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-            params = standard_normal(key, jax.eval_shape(lambda k: network.init(k, method="declare"), key)["params"])
         return cls(
-            params=params,
+            params=random_parameters(key, network),
             scale=np.asarray(scale, np.float64),
-            references=np.array([known.get(n, 0.0) for n in numbers]),
+            references=constant_energies(references, numbers),
             network=network,
-            cutoff=float(cutoff),
+            cutoff=check_cutoff(cutoff),
             species=numbers,
         )
 
-    @property
-    def interaction_steps(self) -> int:  # type: ignore[override]
-        return self.network.layers
-
     def atomic_energies(self, graph):
-        params = jax.tree.map(jnp.asarray, self.params)
-        return self.scale * self.network.apply({"params": params}, graph, kinds_of(self.species, graph.numbers))
-
-    def reference_energies(self, numbers):
-        return jnp.asarray(self.references)[kinds_of(self.species, numbers)]
+        return self.scale * self.applied(graph, self.kinds(graph.numbers))

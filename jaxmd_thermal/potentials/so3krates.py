@@ -20,10 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmd_thermal._arrays import take
-from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.potentials._learned import atomic_number, kinds_of, standard_normal
-from jaxmd_thermal.potentials.base import Potential
+from jaxmd_thermal.potentials._learned import (
+    LearnedPotential,
+    check_cutoff,
+    constant_energies,
+    elements_of,
+    kinds_of,
+    random_parameters,
+)
 from jaxmd_thermal.system import static
 
 DEFAULT_BLOCK = 32
@@ -272,31 +277,25 @@ class So3kratesNetwork(nn.Module):
             x, chi = step(graph, x, chi, self.block)
         return self.readout(x)[:, 0]
 
-    def shapes(self) -> dict[str, Any]:
-        """Tree of the parameters, as shapes."""
-        with double_precision():
-            return jax.eval_shape(lambda key: self.init(key, method="declare"), jax.random.key(0))["params"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class So3krates(Potential):
+class So3krates(LearnedPotential):
     """So3krates network with 1 to 8 message-passing layers.
 
     Attributes:
       params: Flax parameters, NumPy float64 (leaves; cast to the precision of the run).
-      shifts: (species,) eV, constant energies of the elements (leaf). In the energy, not in the heat flux.
+      references: (species,) eV, constant energies of the elements (leaf). In the energy, not in the heat flux.
       network: the architecture (static).
       cutoff: Å.
       species: atomic numbers that it knows.
     """
 
     params: Any
-    shifts: Any
+    references: Any
     network: So3kratesNetwork = static()
     cutoff: float = static()
     species: tuple[int, ...] = static()
-    costly_edges = True
 
     @classmethod
     def create(
@@ -330,29 +329,19 @@ class So3krates(Potential):
         Raises:
           InputError: an unknown element, or a number out of its range.
         """
-        numbers = tuple(sorted(atomic_number(s) for s in ([species] if isinstance(species, int | str) else species)))
-        known = {atomic_number(s): float(e) for s, e in (references or {}).items()}
-        if not set(known) <= set(numbers):
-            raise InputError(f"references name elements {sorted(set(known) - set(numbers))} that are not in {numbers}")
+        numbers = tuple(sorted(elements_of(species)))
         network = So3kratesNetwork(
             layers, features, heads, tuple(degrees), radial, hidden_radial or features,
             hidden_spherical or max(features // 4, 1), hidden_energy or features, elements, block,
         )  # fmt: skip
         check_architecture(network, cutoff, numbers)
-        shapes = network.shapes()
-        with double_precision():
-            drawn = standard_normal(jax.random.key(key) if isinstance(key, int | np.integer) else key, shapes)
         return cls(
-            params=jax.tree_util.tree_map_with_path(_initial, drawn),
-            shifts=np.array([known.get(n, 0.0) for n in numbers]),
+            params=jax.tree_util.tree_map_with_path(_initial, random_parameters(key, network)),
+            references=constant_energies(references, numbers),
             network=network,
             cutoff=float(cutoff),
             species=numbers,
         )
-
-    @property
-    def interaction_steps(self) -> int:  # type: ignore[override]
-        return self.network.layers
 
     @property
     def row_local(self) -> bool:  # type: ignore[override]
@@ -360,11 +349,7 @@ class So3krates(Potential):
         return self.network.layers == 1
 
     def atomic_energies(self, graph):
-        params = jax.tree.map(jnp.asarray, self.params)
-        return self.network.apply({"params": params}, graph, self.species)
-
-    def reference_energies(self, numbers):
-        return jnp.asarray(self.shifts)[kinds_of(self.species, numbers)]
+        return self.applied(graph, self.species)
 
 
 def _initial(path, normal):
@@ -391,8 +376,7 @@ def check_architecture(network: So3kratesNetwork, cutoff: float, species: tuple[
     for name, parts in (("heads", network.heads), ("degrees", len(degrees))):
         if network.features % parts:
             raise InputError(f"features are {network.features}; needed is a multiple of the number of {name}, {parts}")
-    if not (np.isfinite(cutoff) and cutoff > 0):
-        raise InputError(f"the cutoff is {cutoff} Å; it must be positive and finite")
+    check_cutoff(cutoff)
     if not species or len(set(species)) < len(species) or max(species) >= network.elements:
         raise InputError(
             f"species are {species}; give at least one element, each only once, below Z = {network.elements} (elements)"

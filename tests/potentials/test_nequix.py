@@ -329,7 +329,7 @@ def test_damaged_files(weights, tmp_path):
         read_nqx(with_header(hidden_irreps="128x0e + 64x1e"))
     with pytest.raises(InputError, match="index_weights = True"):
         read_nqx(with_header(index_weights=True))
-    with pytest.raises(InputError, match="layers: 0"):
+    with pytest.raises(InputError, match="layers is 0"):
         read_nqx(with_header(n_layers=0))
     broken = bytearray(weights)
     broken[len(weights) // 2 : len(weights) // 2 + 4] = b"\xff\xff\xff\x7f"

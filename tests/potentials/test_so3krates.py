@@ -175,7 +175,7 @@ def test_published_files(folder, published):
     assert all(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in jax.tree.leaves(published))
     assert published.species == (34, 50) and published.cutoff == 5.0
     assert published.interaction_steps == 1 and published.row_local
-    np.testing.assert_allclose(published.shifts, SHIFT, rtol=1e-15)
+    np.testing.assert_allclose(published.references, SHIFT, rtol=1e-15)
     with pytest.raises(InputError, match=r"does not know Te.*Se, Sn"):
         evaluate(published, Atoms("SnTe", positions=[[0, 0, 0], [0, 0, 3]]))
 
@@ -248,7 +248,7 @@ def test_forces_are_the_slope_of_the_energy(at):
 
 def test_many_species_take_another_path(at):
     """Folding queries and keys by pairs of species (two of them) against attention edge by edge (four): rounding."""
-    many = replace(TWO, species=(8, 14, 32, 50), shifts=np.zeros(4))
+    many = replace(TWO, species=(8, 14, 32, 50), references=np.zeros(4))
     assert 2**2 * 2 <= TWO.network.features < 4**2 * 2
     for a, b in zip(at(CLUSTER.positions), at(CLUSTER.positions, potential=many), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-13 * np.abs(a).max())
@@ -400,7 +400,7 @@ def test_read_what_was_written(model):
     (model / "checkpoint_loss_7").write_bytes(b"an earlier one, not looked at")
     found = read_so3krates(str(model))
     assert found.network == TWO.network and found.cutoff == TWO.cutoff and found.species == TWO.species
-    np.testing.assert_array_equal(found.shifts, [-14.0, -32.0])
+    np.testing.assert_array_equal(found.references, [-14.0, -32.0])
     assert jax.tree.structure(found.params) == jax.tree.structure(TWO.params)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(TWO.params)):
         np.testing.assert_array_equal(a, b.astype(np.float32))
