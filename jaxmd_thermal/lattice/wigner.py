@@ -18,7 +18,7 @@ CONDUCTIVITY = units.ELEMENTARY_CHARGE * 1e22 / (2 * math.pi)
 
 class Conductivity(NamedTuple):
     """W/(m K). `populations` and `coherences` (temperatures, 3, 3); `modes` (temperatures, k, bands), averaged over
-    directions, star weights included, so that their sum over all points of the grid is the mean of the diagonal."""
+    directions, star weights included: their sum divided by that of the weights is the mean of the diagonal."""
 
     populations: Any
     coherences: Any
@@ -71,7 +71,7 @@ def conductivity(frequencies, velocity2, gamma, weights, volume, temperatures, c
     same = jax.lax.stop_gradient(jnp.abs(gap)) < CUTOFF
     populations = jnp.einsum("Tkst,kstab->Tab", jnp.where(same, amount, 0.0), velocity2)
     coherences = jnp.einsum("Tkst,kstab->Tab", jnp.where(same, 0.0, amount), velocity2)
-    pair = amount * jnp.trace(velocity2, axis1=-2, axis2=-1) / 3
+    pair = amount * jnp.trace(velocity2, axis1=-2, axis2=-1) * (jnp.sum(weights) / 3)
     total = c[..., :, None] + c[..., None, :]
     share = 2 * c[..., :, None] / jnp.where(total > 0, total, 1.0)
     modes = jnp.sum(jnp.where(same, pair, pair * share), -1)

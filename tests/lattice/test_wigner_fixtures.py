@@ -64,7 +64,7 @@ def test_gaussian(shared):
     assert np.allclose(np.asarray(total[0]), 7.225950 * np.eye(3), atol=1e-5 * 7.2)
     assert float(k.populations[0, 0, 0]) == pytest.approx(z.kappaP[0, 0], rel=1e-5)
     assert float(k.coherences[0, 0, 0]) == pytest.approx(z.kappaC[0, 0], rel=1e-5)
-    assert float(k.modes[0].sum()) == pytest.approx(7.225950, rel=1e-5)
+    assert float(k.modes[0].sum() / z.wq.sum()) == pytest.approx(7.225950, rel=1e-5)
 
 
 def test_tetrahedra_with_supplied_modes(tetra):

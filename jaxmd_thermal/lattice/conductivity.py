@@ -1,0 +1,288 @@
+"""Thermal conductivity of a crystal from its force constants: the driver, and the pure function that is differentiated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmd_thermal import _backend
+from jaxmd_thermal.errors import CapacityError, InputError
+from jaxmd_thermal.lattice import isotopes as isotope_scattering
+from jaxmd_thermal.lattice import phonons, scattering, strength, symmetry, wigner
+from jaxmd_thermal.lattice.force_constants import ForceConstants
+from jaxmd_thermal.lattice.grid import Grid, Triplets, make_grid, make_triplets
+
+METHODS = ("wigner", "rta")
+POPULATIONS = ("quantum", "classical")
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ThermalConductivity:
+    """Thermal conductivity of the phonon gas.
+
+    Attributes:
+      temperatures: (T,) K.
+      kappa: (T, 3, 3) W/(m K): populations and coherences with "wigner", populations alone with "rta".
+      kappa_populations, kappa_coherences: (T, 3, 3) W/(m K).
+      qpoints: (k, 3) irreducible points in fractions of the reciprocal vectors; weights: (k,) size of their stars.
+      frequencies: (k, bands) THz; heat_capacity: (T, k, bands) eV/K; group_speed: (k, bands) THz Å (100 m/s).
+      gamma: (T, k, bands) THz, half widths of all processes (1/tau = 4 pi gamma).
+      gamma_normal, gamma_umklapp: (T, k, bands) THz, three-phonon processes without and with a reciprocal vector.
+      gamma_isotope, gamma_boundary: (k, bands) THz or None.
+      mode_kappa: (T, k, bands) W/(m K), mean over directions, star weights included: sum/sum(weights) is kappa's mean.
+      invalid: why kappa must not be used (imaginary modes); empty if nothing speaks against it.
+      settings, versions: what it was computed with.
+    """
+
+    temperatures: np.ndarray
+    kappa: np.ndarray
+    kappa_populations: np.ndarray
+    kappa_coherences: np.ndarray
+    qpoints: np.ndarray
+    weights: np.ndarray
+    frequencies: np.ndarray
+    heat_capacity: np.ndarray
+    group_speed: np.ndarray
+    gamma: np.ndarray
+    gamma_normal: np.ndarray
+    gamma_umklapp: np.ndarray
+    gamma_isotope: np.ndarray | None
+    gamma_boundary: np.ndarray | None
+    mode_kappa: np.ndarray
+    invalid: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Problem(NamedTuple):
+    """All that kappa depends on besides the force constants; made once by `prepare` (host)."""
+
+    grid: Grid
+    triplets: Triplets
+    work: scattering.Work
+    at: phonons.Interpolation
+    paths: strength.Paths
+    reciprocal: np.ndarray
+    masses: np.ndarray
+    positions: np.ndarray
+    volume: float
+    rotations: np.ndarray
+    variances: np.ndarray | None
+    temperatures: np.ndarray
+    options: dict[str, Any]
+
+
+def thermal_conductivity(
+    force_constants: ForceConstants,
+    mesh,
+    temperatures=(300.0,),
+    method: str = "wigner",
+    sigma: float | None = None,
+    isotopes: bool = True,
+    nac: bool = False,
+    boundary: float | None = None,
+    populations: str = "quantum",
+    *,
+    block_average: bool = False,
+    memory: float | None = None,
+) -> ThermalConductivity:
+    """Thermal conductivity in the relaxation-time approximation, with or without coherences between bands.
+
+    Simoncelli, Marzari and Mauri, Phys. Rev. X 12, 041011 (2022), equation (48); three-phonon linewidths of Togo, Chaput
+    and Tanaka, Phys. Rev. B 91, 094306 (2015).
+
+    Args:
+      force_constants: second and third order.
+      mesh: 3 whole numbers, q-points along the reciprocal vectors of the primitive cell.
+      temperatures: K.
+      method: "wigner" (populations and coherences) or "rta" (populations: group velocities, heat capacities, lifetimes).
+      sigma: THz, Gaussians of this width; None: linear tetrahedra.
+      isotopes: scattering by the natural isotopes.
+      nac: non-analytic correction from the Born charges of the crystal.
+      boundary: Å, mean free path of boundary scattering; None: none.
+      populations: "quantum" (Bose-Einstein) or "classical" (kT/hf, heat capacity k_B: what classical dynamics has).
+      block_average: average |V|^2 over degenerate modes. Tetrahedron linewidths depend on the arbitrary choice of
+        eigenvectors inside degenerate blocks (0.1 to 0.3 % of kappa); with this they do not.
+      memory: GiB that may be used; None: four fifths of the machine's.
+
+    Raises:
+      InputError: force constants without third order, a mesh, temperature or option out of range.
+      CapacityError: the estimate exceeds `memory`; nothing has been computed then.
+    """
+    with _backend.double_precision():
+        _backend.check_toolchain()
+        p = prepare(force_constants, mesh, temperatures, method, sigma, isotopes, nac, boundary, populations,
+                    block_average=block_average, memory=memory)  # fmt: skip
+        ir = p.grid.irreducible
+        solved = phonons.phonons(force_constants, p.grid.qpoints, nac)
+        at_ir = phonons.phonons(force_constants, p.grid.qpoints[ir], nac, velocities=True)
+        modes = scattering.Modes(
+            jnp.asarray(p.grid.qpoints), jnp.asarray(solved.frequencies), jnp.asarray(solved.eigenvectors)
+        )
+        fc3, o = jnp.asarray(force_constants.fc3), p.options
+        gammas, _ = scattering.solved_linewidths(
+            fc3, modes, p.paths, jnp.asarray(p.masses), jnp.asarray(p.positions), p.work, jnp.asarray(p.temperatures),
+            sigma=sigma, blocks=block_average, classical=o["classical"],
+        )  # fmt: skip
+        isotope = None
+        if p.variances is not None:
+            isotope = isotope_scattering.solved_isotope_linewidths(
+                modes, jnp.asarray(p.variances), jnp.asarray(ir), jnp.asarray(p.work.plus), p.work.corners, sigma
+            )
+        f, velocity = jnp.asarray(at_ir.frequencies), jnp.asarray(at_ir.velocity_operator)
+        speed = wigner.speeds(velocity, f)
+        wall = None if boundary is None else isotope_scattering.boundary_linewidths(speed, boundary)
+        gamma = jnp.sum(gammas, 0) + sum(x for x in (isotope, wall) if x is not None)
+        parts = _finish(f, velocity, gamma, p)
+        heat = np.swapaxes(np.asarray(wigner.heat_capacity(f, jnp.asarray(p.temperatures), o["classical"])), 0, 1)
+    populations_, coherences, mode_kappa = (np.asarray(x) for x in parts)
+    if method == "rta":
+        with _backend.double_precision():
+            mode_kappa = np.asarray(_finish(f, velocity, gamma, p, coherences=False).modes)
+    return ThermalConductivity(
+        temperatures=p.temperatures, kappa=populations_ + coherences if method == "wigner" else populations_,
+        kappa_populations=populations_, kappa_coherences=coherences, qpoints=p.grid.qpoints[ir], weights=p.grid.weights,
+        frequencies=np.asarray(f), heat_capacity=heat, group_speed=np.asarray(speed), gamma=np.asarray(gamma),
+        gamma_normal=np.asarray(gammas[0]), gamma_umklapp=np.asarray(gammas[1]),
+        gamma_isotope=None if isotope is None else np.asarray(isotope),
+        gamma_boundary=None if wall is None else np.asarray(wall),
+        mode_kappa=mode_kappa, invalid=solved.describe_imaginary(),
+        settings={
+            "mesh": [int(m) for m in p.grid.mesh], "method": method, "sigma_THz": sigma, "isotopes": isotopes, "nac": nac,
+            "boundary_A": boundary, "populations": populations, "block_average": block_average,
+        },
+        versions=_backend.versions(),
+    )  # fmt: skip
+
+
+def kappa_function(
+    force_constants: ForceConstants, mesh, temperatures=(300.0,), method: str = "wigner", **options
+) -> Callable:
+    """kappa as a pure function of (fc2, fc3), for `jax.grad` and `jax.jit`, under `jax.enable_x64`.
+
+    Arguments as in `thermal_conductivity`, but |V|^2 is averaged over degenerate modes unless `block_average=False`:
+    derivatives need a result that does not depend on the choice of eigenvectors. The derivative is that under changes which
+    keep the crystal's symmetry (`eigen.eigh`).
+
+    Returns: function of fc2 (P, S, 3, 3) eV/Å^2 and fc3 (P, S, S, 3, 3, 3) eV/Å^3 that gives (T, 3, 3) W/(m K); NaN where
+    the buffers, filled by these force constants, are too small for those of the call (make a new function then).
+    """
+    options.setdefault("block_average", True)
+    with _backend.double_precision():
+        _backend.check_toolchain()
+        p = prepare(force_constants, mesh, temperatures, method, **options)
+        capacity = iso_capacity = 0
+        if p.options["sigma"] is None:
+            modes = _modes(jnp.asarray(force_constants.fc2), p)
+            _, capacity = _three_phonon(jnp.asarray(force_constants.fc3), modes, p, scattering.solved_linewidths)
+            iso_capacity = len(p.grid.addresses) * modes.frequencies.shape[1] ** 2
+    return partial(_kappa, p, int(1.2 * capacity), iso_capacity, method == "wigner")
+
+
+def _modes(fc2, p: Problem) -> scattering.Modes:
+    at = jax.tree.map(jnp.asarray, p.at)
+    q = jnp.asarray(p.grid.qpoints)
+    f, e = jax.lax.map(lambda x: phonons.modes(fc2, at, x), q @ p.reciprocal, batch_size=min(BATCH, len(q)))
+    return scattering.Modes(q, f, e)
+
+
+def _three_phonon(fc3, modes, p: Problem, function, **more):
+    return function(fc3, modes, p.paths, jnp.asarray(p.masses), jnp.asarray(p.positions), p.work,
+                    jnp.asarray(p.temperatures), sigma=p.options["sigma"], blocks=p.options["blocks"],
+                    classical=p.options["classical"], **more)  # fmt: skip
+
+
+def _kappa(p: Problem, capacity: int, iso_capacity: int, with_coherences: bool, fc2, fc3):
+    modes = _modes(fc2, p)
+    result = _three_phonon(fc3, modes, p, scattering.linewidths, capacity=capacity)
+    ir = jnp.asarray(p.grid.irreducible)
+    at = jax.tree.map(jnp.asarray, p.at)
+    f, _, velocity = jax.lax.map(
+        lambda x: phonons.velocities(fc2, at, x), modes.qpoints[ir] @ p.reciprocal, batch_size=min(BATCH, len(ir))
+    )
+    gamma = jnp.sum(result.gamma, 0)
+    if p.variances is not None:
+        isotope, _ = isotope_scattering.isotope_linewidths(
+            modes, jnp.asarray(p.variances), ir, jnp.asarray(p.work.plus), p.work.corners, sigma=p.options["sigma"],
+            capacity=iso_capacity,
+        )  # fmt: skip
+        gamma = gamma + isotope
+    if p.options["boundary"] is not None:
+        gamma = gamma + isotope_scattering.boundary_linewidths(wigner.speeds(velocity, f), p.options["boundary"])
+    parts = _finish(f, velocity, gamma, p)
+    total = parts.populations + parts.coherences if with_coherences else parts.populations
+    return jnp.where(result.needed <= capacity, total, jnp.nan)
+
+
+def _finish(f, velocity, gamma, p: Problem, coherences: bool = True) -> wigner.Conductivity:
+    squares = wigner.squared_velocity(velocity, p.rotations)
+    if not coherences:
+        near = jnp.abs(f[:, :, None] - f[:, None, :]) < strength.CUTOFF
+        squares = jnp.where(near[..., None, None], squares, 0.0)
+    return wigner.conductivity(f, squares, gamma, jnp.asarray(p.grid.weights), p.volume, jnp.asarray(p.temperatures),
+                               p.options["classical"])  # fmt: skip
+
+
+def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method="wigner", sigma=None, isotopes=True,
+            nac=False, boundary=None, populations="quantum", *, block_average=False, memory=None) -> Problem:  # fmt: skip
+    """Check the arguments of `thermal_conductivity`, estimate its memory, and lay out grid, triplets and buffers (host)."""
+    fc = force_constants
+    if fc.fc3 is None or fc.images3 is None:
+        raise InputError("these force constants have no third order: the conductivity needs fc3 (give fc3_supercell)")
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
+    if populations not in POPULATIONS:
+        raise InputError(f"populations is {populations!r}: expected one of {', '.join(POPULATIONS)}")
+    if sigma is not None and not sigma > 0:
+        raise InputError(f"sigma is {sigma!r} THz: give a positive width, or None for tetrahedra")
+    if boundary is not None and not boundary > 0:
+        raise InputError(f"boundary is {boundary!r}: give a positive length in Å, or None for none")
+    kelvin = np.atleast_1d(np.asarray(temperatures, float))
+    if kelvin.ndim != 1 or not len(kelvin) or not np.all(kelvin > 0) or not np.all(np.isfinite(kelvin)):
+        raise InputError(f"temperatures are {temperatures!r}: give positive numbers in K")
+    crystal = fc.crystal
+    rotations = symmetry.point_group(crystal)
+    estimated = estimated_bytes(fc, mesh, len(kelvin))
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 34
+    limit = 0.8 * physical if memory is None else memory * 2**30
+    if estimated > limit:
+        raise CapacityError(
+            f"mesh {tuple(int(m) for m in mesh)} needs about {estimated / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB may be "
+            "used: take a coarser mesh, or a smaller supercell for fc3"
+        )
+    grid = make_grid(crystal.lattice, mesh, rotations)
+    triplets = make_triplets(grid, crystal.lattice)
+    work = scattering.plan(grid, triplets, strength.transform_bytes(crystal, fc.images3))
+    lattice = np.asarray(crystal.lattice)
+    cartesian = np.einsum("ia,gij,bj->gab", lattice, rotations, np.linalg.inv(lattice))
+    return Problem(
+        grid=grid, triplets=triplets, work=work, at=phonons.interpolation(crystal, fc.images2, nac),
+        paths=strength.make_paths(fc.images3), reciprocal=crystal.reciprocal, masses=np.asarray(crystal.masses, float),
+        positions=np.asarray(crystal.positions), volume=crystal.volume, rotations=cartesian,
+        variances=isotope_scattering.mass_variances(crystal.numbers) if isotopes else None, temperatures=kelvin,
+        options={"sigma": sigma, "blocks": block_average, "classical": populations == "classical", "boundary": boundary},
+    )  # fmt: skip
+
+
+def estimated_bytes(force_constants: ForceConstants, mesh, temperatures: int = 1) -> int:
+    """Memory of `thermal_conductivity`, upper estimate without symmetry of the grid, to be known before it is used."""
+    fc = force_constants
+    n = int(np.prod(np.asarray(mesh, float)))
+    atoms, supercell = len(fc.crystal.masses), len(fc.images3.primitive_of)
+    bands = 3 * atoms
+    order = max(1, len(symmetry.point_group(fc.crystal)))
+    stars = n // order + 3 * int(n ** (2 / 3)) + 1
+    table = min(n * strength.transform_bytes(fc.crystal, fc.images3), scattering.TABLE_BYTES)
+    tables = n * 16 * (atoms * supercell + 3 * bands**2 + 2 * temperatures * bands)
+    firsts = stars * 16 * 2 * atoms * supercell * bands * 9
+    group = scattering.GROUP * scattering.TILE * bands**3 * 40
+    triplets = stars * n // 2 * 40
+    return int(2 * table + tables + firsts + 4 * group + triplets + 6 * fc.fc3.size * 8)
