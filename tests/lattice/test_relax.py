@@ -8,6 +8,7 @@ import pytest
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.io.ase import atoms_from
 from jaxmd_thermal.io.calculator import Calculator
+from jaxmd_thermal.io.models import load_potential
 from jaxmd_thermal.lattice.relax import relax
 from jaxmd_thermal.potentials import StillingerWeber
 
@@ -39,3 +40,21 @@ def test_errors():
     atoms.pbc = (True, True, False)
     with pytest.raises(InputError, match="periodicity"):
         relax(SILICON, atoms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, constant", [("nequix-mp-1", 5.7028), ("nequix-mp-1-pft", 5.7077)])
+def test_leaderboard_lattice_constant(shared, name, constant):
+    """Rocksalt NaCl of the phonon database by the published protocol."""
+    from ase.io import read
+
+    structures = shared / "data" / "phonondb103" / "phononDB-PBE-structures.extxyz"
+    weights = shared / "data" / "nequix" / f"{name}.nqx"
+    if not (structures.exists() and weights.exists()):
+        pytest.skip("no data/phonondb103 or data/nequix")
+    salts = [a for a in read(structures, ":") if a.get_chemical_formula(mode="metal", empirical=True) == "NaCl"]
+    salt = next(a for a in salts if a.info.get("symm.no", 225) == 225)
+    atoms = relax(load_potential(str(weights)), salt, "leaderboard")
+    assert atoms.info["relaxation"]["symmetry_kept"]
+    conventional = (4 * atoms.get_volume() / (len(atoms) / 2)) ** (1 / 3)
+    assert conventional == pytest.approx(constant, abs=2e-4)
