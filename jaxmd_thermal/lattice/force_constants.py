@@ -52,14 +52,15 @@ class ForceConstants:
     geometry: Geometry | None = static(None)
 
     def __post_init__(self):
-        if not hasattr(self.fc2, "shape"):
-            return  # inside JAX's tree functions leaves may be anything
+        # Inside JAX's tree functions leaves may be anything (norms, stacks): only what looks like force constants is checked.
+        if getattr(self.fc2, "ndim", 0) != 4:
+            return
         n_prim, n_super = len(self.crystal.numbers), len(self.images2.primitive_of)
         if self.fc2.shape != (n_prim, n_super, 3, 3):
             raise InputError(
                 f"fc2 has the shape {tuple(self.fc2.shape)}; this crystal and supercell need {(n_prim, n_super, 3, 3)}"
             )
-        if hasattr(self.fc3, "shape"):
+        if getattr(self.fc3, "ndim", 0) == 6:
             n_super = 0 if self.images3 is None else len(self.images3.primitive_of)
             if self.fc3.shape != (n_prim, n_super, n_super, 3, 3, 3):
                 raise InputError(

@@ -35,9 +35,6 @@ def argon():
 def test_ad_equals_extrapolated_differences(argon):
     (fc2,) = richardson(ARGON, "argon", (2, 2, 2))
     assert relative(fc2, argon.fc2) < 1e-6
-    silicon = force_constants(SILICON, "silicon", (2, 2, 2), displacement=None)
-    (fc2,) = richardson(SILICON, "silicon", (2, 2, 2))
-    assert relative(fc2, silicon.fc2) < 1e-6
 
 
 @pytest.mark.slow
@@ -103,6 +100,7 @@ def test_batches_change_nothing():
 def test_pytree_and_errors(argon):
     leaves, structure = jax.tree.flatten(argon)
     assert len(leaves) == 2
+    assert jax.tree.map(lambda x: np.sum(x**2), argon.replace(fc3=None, images3=None)).fc2 > 0
     doubled = jax.tree.map(lambda x: 2 * x, argon)
     assert doubled.crystal is argon.crystal and np.all(doubled.fc2 == 2 * argon.fc2)
     assert jax.tree.unflatten(structure, leaves).fc3 is argon.fc3

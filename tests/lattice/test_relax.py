@@ -21,7 +21,10 @@ def stretched():
     return atoms
 
 
-@pytest.mark.parametrize("protocol, tolerance", [("leaderboard", 5e-3), ("ksrme", 1e-4), ("converged", 1e-6)])
+@pytest.mark.parametrize(
+    "protocol, tolerance",
+    [("leaderboard", 5e-3), ("converged", 1e-6), pytest.param("ksrme", 1e-4, marks=pytest.mark.slow)],
+)
 def test_protocols_find_the_minimum(protocol, tolerance):
     atoms = relax(SILICON, stretched(), protocol)
     exact = 4 / np.sqrt(3) * 2 ** (1 / 6) * 2.0951
