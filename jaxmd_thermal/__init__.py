@@ -27,6 +27,9 @@ __all__ = [
     "ForceConstants",
     "phonons",
     "relax",
+    "thermal_conductivity",
+    "srme",
+    "sre",
     "__version__",
 ]
 
@@ -57,6 +60,9 @@ _HOMES: dict[str, str | None] = {
     "ForceConstants": "lattice.force_constants",
     "phonons": "lattice.phonons",
     "relax": "lattice.relax",
+    "thermal_conductivity": "lattice.conductivity",
+    "srme": "lattice.metrics",
+    "sre": "lattice.metrics",
 }
 
 
