@@ -18,7 +18,7 @@ from ase.build import bulk
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
-from jaxmd_thermal._backend import quiet_compiler
+from jaxmd_thermal._backend import quiet_compiler, use_all_cores
 from jaxmd_thermal.cli import commands
 from jaxmd_thermal.cli.app import guarded
 from jaxmd_thermal.cli.progress import announce, duration
@@ -39,7 +39,8 @@ REDUCED = (
 
 def relaxed(potential: str):
     """The cubic cell of 8 atoms at the minimum of the potential."""
-    quiet_compiler()  # before JAX is imported
+    quiet_compiler()  # before JAX is imported, as the next: the replicas of the run need all cores as devices
+    use_all_cores()
     from jaxmd_thermal import Calculator
 
     atoms = bulk("RbI", "rocksalt", a=START, cubic=True)
