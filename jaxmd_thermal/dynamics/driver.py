@@ -288,6 +288,11 @@ def _run_stage(
         if status & Status.capacity():
             repairs += 1
             carry = repair(carry, after, status, setup, stage, repairs)
+            if done == 0:
+                # The forces that the stage starts from must be those of the new capacity as well: a program of another
+                # shape may round them differently.
+                start = jax.device_put((simulation, carry.md, carry.neighbors), jax.devices()[0])
+                carry = replace(carry, md=initial_forces(*start))
             if mesh is not None:
                 carry, _ = _shard(carry, simulation, mesh)
             continue
