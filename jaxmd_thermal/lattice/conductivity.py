@@ -16,6 +16,7 @@ from jaxmd_thermal import _backend
 from jaxmd_thermal.errors import CapacityError, InputError
 from jaxmd_thermal.lattice import isotopes as isotope_scattering
 from jaxmd_thermal.lattice import phonons, scattering, strength, symmetry, wigner
+from jaxmd_thermal.lattice.crystal import Crystal
 from jaxmd_thermal.lattice.force_constants import ForceConstants
 from jaxmd_thermal.lattice.grid import Grid, Triplets, make_grid, make_triplets
 
@@ -34,10 +35,13 @@ class ThermalConductivity:
       kappa_populations, kappa_coherences: (T, 3, 3) W/(m K).
       qpoints: (k, 3) irreducible points in fractions of the reciprocal vectors; weights: (k,) size of their stars.
       frequencies: (k, bands) THz; heat_capacity: (T, k, bands) eV/K; group_speed: (k, bands) THz Å (100 m/s).
+      velocity_operator: (k, 3, bands, bands) complex, THz Å; group_velocity: (k, bands, 3) THz Å, in degenerate blocks as in
+        `Phonons.group_velocities`.
       gamma: (T, k, bands) THz, half widths of all processes (1/tau = 4 pi gamma).
       gamma_normal, gamma_umklapp: (T, k, bands) THz, three-phonon processes without and with a reciprocal vector.
       gamma_isotope, gamma_boundary: (k, bands) THz or None.
       mode_kappa: (T, k, bands) W/(m K), mean over directions, star weights included: sum/sum(weights) is kappa's mean.
+      crystal: the primitive cell.
       invalid: why kappa must not be used (imaginary modes); empty if nothing speaks against it.
       settings, versions: what it was computed with.
     """
@@ -51,12 +55,15 @@ class ThermalConductivity:
     frequencies: np.ndarray
     heat_capacity: np.ndarray
     group_speed: np.ndarray
+    velocity_operator: np.ndarray
+    group_velocity: np.ndarray
     gamma: np.ndarray
     gamma_normal: np.ndarray
     gamma_umklapp: np.ndarray
     gamma_isotope: np.ndarray | None
     gamma_boundary: np.ndarray | None
     mode_kappa: np.ndarray
+    crystal: Crystal
     invalid: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -150,11 +157,12 @@ def thermal_conductivity(
     return ThermalConductivity(
         temperatures=p.temperatures, kappa=populations_ + coherences if method == "wigner" else populations_,
         kappa_populations=populations_, kappa_coherences=coherences, qpoints=p.grid.qpoints[ir], weights=p.grid.weights,
-        frequencies=np.asarray(f), heat_capacity=heat, group_speed=np.asarray(speed), gamma=np.asarray(gamma),
+        frequencies=np.asarray(f), heat_capacity=heat, group_speed=np.asarray(speed),
+        velocity_operator=at_ir.velocity_operator, group_velocity=at_ir.group_velocities, gamma=np.asarray(gamma),
         gamma_normal=np.asarray(gammas[0]), gamma_umklapp=np.asarray(gammas[1]),
         gamma_isotope=None if isotope is None else np.asarray(isotope),
         gamma_boundary=None if wall is None else np.asarray(wall),
-        mode_kappa=mode_kappa, invalid=solved.describe_imaginary(),
+        mode_kappa=mode_kappa, crystal=force_constants.crystal, invalid=solved.describe_imaginary(),
         settings={
             "mesh": [int(m) for m in p.grid.mesh], "method": method, "sigma_THz": sigma, "isotopes": isotopes, "nac": nac,
             "boundary_A": boundary, "populations": populations, "block_average": block_average,

@@ -43,6 +43,36 @@ def speeds(velocity, frequencies):
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
 
 
+class Pairs(NamedTuple):
+    """Conductivity per velocity^2 of pairs of modes, W/(m K) over (THz Å)^2, `amount` (temperatures, k, bands, bands), star
+    weights and 1/(V N) included; which of them are populations, `same` (k, bands, bands); and `share`, 2 C_s/(C_s + C_s'),
+    by which a coherence counts for its first mode, in the shape of `amount`."""
+
+    amount: Any
+    same: Any
+    share: Any
+
+
+def pairs(frequencies, gamma, weights, volume, temperatures, classical: bool = False) -> Pairs:
+    """What stands before the velocities in the Wigner conductivity. Arguments as in `conductivity`."""
+    f = frequencies
+    some = f > CUTOFF
+    both = some[:, :, None] & some[:, None, :]
+    safe = jnp.where(some, f, 1.0)
+    c = jnp.swapaxes(heat_capacity(f, temperatures, classical), 0, 1)  # (T, k, bands)
+    half = gamma[..., :, None] + gamma[..., None, :]
+    gap = f[:, :, None] - f[:, None, :]
+    broad = both & (half > 0)
+    lorentz = jnp.where(broad, half / jnp.where(broad, gap**2 + half**2, 1.0), 0.0)
+    ratio = c / safe
+    prefactor = 0.25 * (f[:, :, None] + f[:, None, :]) * (ratio[..., :, None] + ratio[..., None, :])
+    amount = prefactor * lorentz * (CONDUCTIVITY / (volume * jnp.sum(weights))) * weights[:, None, None]
+    same = jax.lax.stop_gradient(jnp.abs(gap)) < CUTOFF
+    total = c[..., :, None] + c[..., None, :]
+    share = 2 * c[..., :, None] / jnp.where(total > 0, total, 1.0)
+    return Pairs(amount, same, share)
+
+
 def conductivity(frequencies, velocity2, gamma, weights, volume, temperatures, classical: bool = False) -> Conductivity:
     """Equation (48) of Simoncelli, Marzari and Mauri, Phys. Rev. X 12, 041011 (2022), with linewidths Gamma = 4 pi gamma.
 
@@ -56,23 +86,9 @@ def conductivity(frequencies, velocity2, gamma, weights, volume, temperatures, c
       volume: Å^3 of the primitive cell. temperatures: (temperatures,) K.
       classical: heat capacity k_B of every mode.
     """
-    f = frequencies
-    some = f > CUTOFF
-    pairs = some[:, :, None] & some[:, None, :]
-    safe = jnp.where(some, f, 1.0)
-    c = jnp.swapaxes(heat_capacity(f, temperatures, classical), 0, 1)  # (T, k, bands)
-    half = gamma[..., :, None] + gamma[..., None, :]
-    gap = f[:, :, None] - f[:, None, :]
-    broad = pairs & (half > 0)
-    lorentz = jnp.where(broad, half / jnp.where(broad, gap**2 + half**2, 1.0), 0.0)
-    ratio = c / safe
-    prefactor = 0.25 * (f[:, :, None] + f[:, None, :]) * (ratio[..., :, None] + ratio[..., None, :])
-    amount = prefactor * lorentz * (CONDUCTIVITY / (volume * jnp.sum(weights))) * weights[:, None, None]
-    same = jax.lax.stop_gradient(jnp.abs(gap)) < CUTOFF
+    amount, same, share = pairs(frequencies, gamma, weights, volume, temperatures, classical)
     populations = jnp.einsum("Tkst,kstab->Tab", jnp.where(same, amount, 0.0), velocity2)
     coherences = jnp.einsum("Tkst,kstab->Tab", jnp.where(same, 0.0, amount), velocity2)
     pair = amount * jnp.trace(velocity2, axis1=-2, axis2=-1) * (jnp.sum(weights) / 3)
-    total = c[..., :, None] + c[..., None, :]
-    share = 2 * c[..., :, None] / jnp.where(total > 0, total, 1.0)
     modes = jnp.sum(jnp.where(same, pair, pair * share), -1)
     return Conductivity(populations, coherences, modes)
