@@ -258,14 +258,7 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
         raise InputError(f"temperatures are {temperatures!r}: give positive numbers in K")
     crystal = fc.crystal
     rotations = symmetry.point_group(crystal)
-    estimated = estimated_bytes(fc, mesh, len(kelvin))
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 34
-    limit = 0.8 * physical if memory is None else memory * 2**30
-    if estimated > limit:
-        raise CapacityError(
-            f"mesh {tuple(int(m) for m in mesh)} needs about {estimated / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB may be "
-            "used: take a coarser mesh, or a smaller supercell for fc3"
-        )
+    refuse_too_large(fc, mesh, len(kelvin), memory)
     grid = make_grid(crystal.lattice, mesh, rotations)
     triplets = make_triplets(grid, crystal.lattice)
     work = scattering.plan(grid, triplets, strength.transform_bytes(crystal, fc.images3))
@@ -278,6 +271,19 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
         variances=isotope_scattering.mass_variances(crystal.numbers) if isotopes else None, temperatures=kelvin,
         options={"sigma": sigma, "blocks": block_average, "classical": populations == "classical", "boundary": boundary},
     )  # fmt: skip
+
+
+def refuse_too_large(force_constants: ForceConstants, mesh, temperatures: int = 1, memory: float | None = None) -> None:
+    """Raise CapacityError if the estimate exceeds `memory` (GiB; None: four fifths of the machine's). Values of the force
+    constants are not looked at, so that this can be asked before they are computed."""
+    estimated = estimated_bytes(force_constants, mesh, temperatures)
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 34
+    limit = 0.8 * physical if memory is None else memory * 2**30
+    if estimated > limit:
+        raise CapacityError(
+            f"mesh {tuple(int(m) for m in mesh)} needs about {estimated / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB may be "
+            "used: take a coarser mesh, or a smaller supercell for fc3"
+        )
 
 
 def estimated_bytes(force_constants: ForceConstants, mesh, temperatures: int = 1) -> int:
