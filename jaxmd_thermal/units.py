@@ -18,6 +18,9 @@ BOLTZMANN = 1.380649e-23 / ELEMENTARY_CHARGE
 PLANCK_REDUCED = 6.62607015e-34 / (2.0 * math.pi) / ELEMENTARY_CHARGE * 1e15
 """eV fs (exact)."""
 
+THZ_ENERGY = 2e-3 * math.pi * PLANCK_REDUCED
+"""eV per THz, h."""
+
 ASE_TIME = 10.180505671156725
 """fs per ASE unit of time, Å sqrt(amu/eV)."""
 

@@ -15,8 +15,8 @@ from jaxmd_thermal.derivatives import evaluate
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice.density import MeshPhonons, mesh_phonons
 from jaxmd_thermal.lattice.force_constants import ForceConstants, force_constants
+from jaxmd_thermal.lattice.occupation import heat_capacity
 from jaxmd_thermal.lattice.phonons import degenerate_blocks, dynamical_matrix, interpolation
-from jaxmd_thermal.lattice.thermodynamics import heat_capacity
 from jaxmd_thermal.system import System
 from jaxmd_thermal.units import GPA
 
@@ -64,7 +64,7 @@ class Grueneisen:
         some = self.mesh.frequencies > CUTOFF
         with double_precision():
             safe = jnp.asarray(np.where(some, self.mesh.frequencies, 1.0))
-            each = np.stack([np.asarray(heat_capacity(safe, float(x))) for x in t])
+            each = np.moveaxis(np.asarray(heat_capacity(safe, t)), -2, 0)
         return np.where(some, each, 0.0) * self.mesh.weights[:, None]
 
 

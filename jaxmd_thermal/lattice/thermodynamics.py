@@ -13,10 +13,8 @@ from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.density import MeshPhonons
-from jaxmd_thermal.units import AMU_A2_FS2, BOLTZMANN, KJ_PER_MOL, PLANCK_REDUCED
-
-THZ_ENERGY = 2e-3 * math.pi * PLANCK_REDUCED
-"""eV per THz, h."""
+from jaxmd_thermal.lattice.occupation import heat_capacity, occupation
+from jaxmd_thermal.units import AMU_A2_FS2, BOLTZMANN, KJ_PER_MOL, PLANCK_REDUCED, THZ_ENERGY
 
 CUTOFF = 1e-2
 """THz. Slower modes are left out: acoustic ones at Gamma are zero up to rounding, and would add k_B T ln of that rounding."""
@@ -34,21 +32,8 @@ def entropy(frequencies, temperature):
     """k_B [x n - ln(1 - e^-x)] in eV/K each."""
     warm = temperature > 0
     x = THZ_ENERGY * frequencies / (BOLTZMANN * jnp.where(warm, temperature, 1.0))
-    each = x * _occupation(x) - jnp.log(-jnp.expm1(-x))
+    each = x * jnp.exp(-x) / -jnp.expm1(-x) - jnp.log(-jnp.expm1(-x))
     return jnp.where(warm, BOLTZMANN * each, 0.0)
-
-
-def heat_capacity(frequencies, temperature):
-    """k_B x^2 e^x/(e^x - 1)^2 in eV/K each, at constant volume."""
-    warm = temperature > 0
-    x = THZ_ENERGY * frequencies / (BOLTZMANN * jnp.where(warm, temperature, 1.0))
-    n = _occupation(x)
-    return jnp.where(warm, BOLTZMANN * x * x * n * (n + 1.0), 0.0)
-
-
-def _occupation(x):
-    """1/(e^x - 1), without overflow."""
-    return jnp.exp(-x) / -jnp.expm1(-x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +84,7 @@ def thermodynamics(mesh: MeshPhonons, temperatures: Any, cutoff: float = CUTOFF)
             temperatures=t,
             free_energy=KJ_PER_MOL * total(free_energy),
             entropy=1e3 * KJ_PER_MOL * total(entropy),
-            heat_capacity=1e3 * KJ_PER_MOL * total(heat_capacity),
+            heat_capacity=1e3 * KJ_PER_MOL * np.asarray(jnp.einsum("kb,ktb->t", weight, heat_capacity(safe, t))),
             zero_point=KJ_PER_MOL * float(jnp.sum(weight * 0.5 * THZ_ENERGY * safe)),
             excluded=float(np.sum(np.where(some, 0.0, mesh.weights[:, None])) / f.shape[1]),
             imaginary=mesh.phonons.describe_imaginary(),
@@ -125,15 +110,12 @@ def mean_square_displacements(mesh: MeshPhonons, temperatures: Any, cutoff: floa
     safe = np.where(some, f, 1.0)
     omega = 2e-3 * math.pi * safe  # 1/fs
     e = vectors.reshape(len(f), -1, 3, f.shape[1])
-    out = np.zeros((len(t), e.shape[1], 3, 3))
-    for k, temperature in enumerate(t):
-        n = (
-            0.0
-            if temperature == 0
-            else 1.0 / np.expm1(np.minimum(THZ_ENERGY * safe / (BOLTZMANN * temperature), 700.0))
-        )
-        square = np.where(some, PLANCK_REDUCED / (2.0 * omega) * (2.0 * n + 1.0), 0.0) * mesh.weights[:, None]
-        out[k] = np.einsum("qs,qjas,qjbs->jab", square, e, e.conj()).real
+    with double_precision():
+        n = np.asarray(occupation(jnp.asarray(safe), t))
+    square = (
+        np.where(some, PLANCK_REDUCED / (2.0 * omega), 0.0)[:, None] * (2.0 * n + 1.0) * mesh.weights[:, None, None]
+    )
+    out = np.stack([np.einsum("qs,qjas,qjbs->jab", x, e, e.conj()).real for x in np.moveaxis(square, 1, 0)])
     out /= (crystal.masses * AMU_A2_FS2)[None, :, None, None]
     rotations, permutations = symmetry.primitive_operations(crystal)
     turned = np.zeros_like(out)

@@ -7,8 +7,8 @@ import pytest
 
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice.quasi_harmonic import fit_vinet, quasi_harmonic, vinet
-from jaxmd_thermal.lattice.thermodynamics import BOLTZMANN, THZ_ENERGY, Thermodynamics, free_energy
-from jaxmd_thermal.units import GPA, KJ_PER_MOL
+from jaxmd_thermal.lattice.thermodynamics import Thermodynamics, free_energy
+from jaxmd_thermal.units import BOLTZMANN, GPA, KJ_PER_MOL, THZ_ENERGY
 
 VOLUMES = 40.0 * np.linspace(0.95, 1.05, 11)
 TEMPERATURES = np.arange(0.0, 501.0, 20.0)
