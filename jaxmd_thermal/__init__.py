@@ -30,6 +30,8 @@ __all__ = [
     "thermal_conductivity",
     "srme",
     "sre",
+    "phonon_errors",
+    "evaluate_phonons",
     "__version__",
 ]
 
@@ -63,6 +65,8 @@ _HOMES: dict[str, str | None] = {
     "thermal_conductivity": "lattice.conductivity",
     "srme": "lattice.metrics",
     "sre": "lattice.metrics",
+    "phonon_errors": "training.evaluation",
+    "evaluate_phonons": "training.evaluation",
 }
 
 

@@ -22,7 +22,7 @@ ORDER = [
     "dynamics", "observables", "transport", "lattice", "defects", "training", "io", "report", "cli",
 ]  # fmt: skip
 # Functions may reach down to io (a path instead of atoms, output of a run) when they are called, never at import.
-DELEGATES_TO_IO = {"system", "derivatives", "check", "dynamics", "observables", "transport", "lattice"}
+DELEGATES_TO_IO = {"system", "derivatives", "check", "dynamics", "observables", "transport", "lattice", "training"}
 ONLY_OUTSIDE_WORLD = {"ase", "h5py", "orbax", "matplotlib", "rich", "cyclopts", "pydantic", "pooch"}
 # Inside functions: names of elements for messages, figures that a result draws of itself.
 ALLOWED_IN_FUNCTIONS = {"ase.data", "matplotlib", "matplotlib.figure", "matplotlib.pyplot"}
