@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxmd_thermal import _backend
 from jaxmd_thermal.errors import CapacityError, InputError
+from jaxmd_thermal.lattice import boltzmann, phonons, scattering, strength, symmetry, wigner
 from jaxmd_thermal.lattice import isotopes as isotope_scattering
-from jaxmd_thermal.lattice import phonons, scattering, strength, symmetry, wigner
 from jaxmd_thermal.lattice.crystal import Crystal
 from jaxmd_thermal.lattice.force_constants import ForceConstants
 from jaxmd_thermal.lattice.grid import Grid, Triplets, make_grid, make_triplets
 
-METHODS = ("wigner", "rta")
+METHODS = ("wigner", "rta", "lbte")
 POPULATIONS = ("quantum", "classical")
 BATCH = 64
 
@@ -31,8 +31,10 @@ class ThermalConductivity:
 
     Attributes:
       temperatures: (T,) K.
-      kappa: (T, 3, 3) W/(m K): populations and coherences with "wigner", populations alone with "rta".
-      kappa_populations, kappa_coherences: (T, 3, 3) W/(m K).
+      kappa: (T, 3, 3) W/(m K): populations and coherences with "wigner", populations alone with "rta", populations beyond the
+        relaxation-time approximation with "lbte".
+      kappa_populations, kappa_coherences: (T, 3, 3) W/(m K), in the relaxation-time approximation with every method: with
+        "lbte" their ratio to `kappa` is what the approximation misses, and `kappa` + `kappa_coherences` holds everything.
       qpoints: (k, 3) irreducible points in fractions of the reciprocal vectors; weights: (k,) size of their stars.
       frequencies: (k, bands) THz; heat_capacity: (T, k, bands) eV/K; group_speed: (k, bands) THz Å (100 m/s).
       velocity_operator: (k, 3, bands, bands) complex, THz Å; group_velocity: (k, bands, 3) THz Å, in degenerate blocks as in
@@ -40,7 +42,8 @@ class ThermalConductivity:
       gamma: (T, k, bands) THz, half widths of all processes (1/tau = 4 pi gamma).
       gamma_normal, gamma_umklapp: (T, k, bands) THz, three-phonon processes without and with a reciprocal vector.
       gamma_isotope, gamma_boundary: (k, bands) THz or None.
-      mode_kappa: (T, k, bands) W/(m K), mean over directions, star weights included: sum/sum(weights) is kappa's mean.
+      mode_kappa: (T, k, bands) W/(m K), mean over directions, star weights included: sum/sum(weights) is kappa's mean. With
+        "lbte" a mode that others drag against the gradient may count negative.
       crystal: the primitive cell.
       invalid: why kappa must not be used (imaginary modes); empty if nothing speaks against it.
       settings, versions: what it was computed with.
@@ -101,16 +104,17 @@ def thermal_conductivity(
     block_average: bool = False,
     memory: float | None = None,
 ) -> ThermalConductivity:
-    """Thermal conductivity in the relaxation-time approximation, with or without coherences between bands.
+    """Thermal conductivity: relaxation-time approximation with or without coherences between bands, or Boltzmann equation.
 
     Simoncelli, Marzari and Mauri, Phys. Rev. X 12, 041011 (2022), equation (48); three-phonon linewidths of Togo, Chaput
-    and Tanaka, Phys. Rev. B 91, 094306 (2015).
+    and Tanaka, Phys. Rev. B 91, 094306 (2015); full solution of Chaput, Phys. Rev. Lett. 110, 265506 (2013).
 
     Args:
       force_constants: second and third order.
       mesh: 3 whole numbers, q-points along the reciprocal vectors of the primitive cell.
       temperatures: K.
-      method: "wigner" (populations and coherences) or "rta" (populations: group velocities, heat capacities, lifetimes).
+      method: "wigner" (populations and coherences), "rta" (populations: group velocities, heat capacities, lifetimes) or
+        "lbte" (populations that solve the linearised Boltzmann equation; isotopes and boundaries only remove phonons).
       sigma: THz, Gaussians of this width; None: linear tetrahedra.
       isotopes: scattering by the natural isotopes.
       nac: non-analytic correction from the Born charges of the crystal.
@@ -123,6 +127,7 @@ def thermal_conductivity(
     Raises:
       InputError: force constants without third order, a mesh, temperature or option out of range.
       CapacityError: the estimate exceeds `memory`; nothing has been computed then.
+      UnstableError: the Boltzmann equation could not be solved.
     """
     with _backend.double_precision():
         _backend.check_toolchain()
@@ -135,10 +140,11 @@ def thermal_conductivity(
             jnp.asarray(p.grid.qpoints), jnp.asarray(solved.frequencies), jnp.asarray(solved.eigenvectors)
         )
         fc3, o = jnp.asarray(force_constants.fc3), p.options
-        gammas, _ = scattering.solved_linewidths(
-            fc3, modes, p.paths, jnp.asarray(p.masses), jnp.asarray(p.positions), p.work, jnp.asarray(p.temperatures),
-            sigma=sigma, blocks=block_average, classical=o["classical"],
-        )  # fmt: skip
+        unfolding = None
+        if method == "lbte":
+            unfolding = jax.tree.map(jnp.asarray, boltzmann.unfold(p.grid, p.reciprocal))
+        three, _ = _three_phonon(fc3, modes, p, scattering.solved, unfolding=unfolding)
+        gammas = three.gamma
         isotope = None
         if p.variances is not None:
             isotope = isotope_scattering.solved_isotope_linewidths(
@@ -149,13 +155,21 @@ def thermal_conductivity(
         wall = None if boundary is None else isotope_scattering.boundary_linewidths(speed, boundary)
         gamma = jnp.sum(gammas, 0) + sum(x for x in (isotope, wall) if x is not None)
         parts = _finish(f, velocity, gamma, p)
+        extra = None
+        if unfolding is not None:
+            extra = _in_scattering(three.collisions, gamma, f, velocity, unfolding, p)
         heat = np.swapaxes(np.asarray(wigner.heat_capacity(f, jnp.asarray(p.temperatures), o["classical"])), 0, 1)
     populations_, coherences, mode_kappa = (np.asarray(x) for x in parts)
-    if method == "rta":
+    kappa = populations_
+    if method == "wigner":
+        kappa = kappa + coherences
+    else:
         with _backend.double_precision():
             mode_kappa = np.asarray(_finish(f, velocity, gamma, p, coherences=False).modes)
+    if extra is not None:
+        kappa, mode_kappa = kappa + extra[0], mode_kappa + extra[1]
     return ThermalConductivity(
-        temperatures=p.temperatures, kappa=populations_ + coherences if method == "wigner" else populations_,
+        temperatures=p.temperatures, kappa=kappa,
         kappa_populations=populations_, kappa_coherences=coherences, qpoints=p.grid.qpoints[ir], weights=p.grid.weights,
         frequencies=np.asarray(f), heat_capacity=heat, group_speed=np.asarray(speed),
         velocity_operator=at_ir.velocity_operator, group_velocity=at_ir.group_velocities, gamma=np.asarray(gamma),
@@ -171,6 +185,20 @@ def thermal_conductivity(
     )  # fmt: skip
 
 
+def _in_scattering(collisions, gamma, f, velocity, unfolding, p: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """What the full solution adds to the populations, (T, 3, 3), and to their modes, (T, k, bands)."""
+    added, by_mode = [], []
+    for t, kelvin in enumerate(p.temperatures):
+        found = boltzmann.solve(
+            collisions[:, :, t], gamma[t], f, velocity, jnp.asarray(p.grid.weights), p.volume, kelvin, unfolding.kept,
+            jnp.asarray(p.rotations), classical=p.options["classical"],
+        )  # fmt: skip
+        boltzmann.check(found, kelvin)
+        added.append(np.asarray(found.added))
+        by_mode.append(np.asarray(found.modes))
+    return np.stack(added), np.stack(by_mode)
+
+
 def kappa_function(
     force_constants: ForceConstants, mesh, temperatures=(300.0,), method: str = "wigner", **options
 ) -> Callable:
@@ -181,8 +209,14 @@ def kappa_function(
     keep the crystal's symmetry (`eigen.eigh`).
 
     Returns: function of fc2 (P, S, 3, 3) eV/Å^2 and fc3 (P, S, S, 3, 3, 3) eV/Å^3 that gives (T, 3, 3) W/(m K); NaN where
-    the buffers, filled by these force constants, are too small for those of the call (make a new function then).
+    the buffers, filled by these force constants, are too small for those of the call (make a new function then). Two more
+    arguments, `lattice` (3, 3) Å and `positions` (P, 3) fractions of the primitive cell, make it a function of the cell as
+    well (`sensitivity.differentiable_force_constants` gives all four); not with `nac`.
     """
+    if method == "lbte":
+        raise InputError(
+            'method is "lbte": the derivative is that of the relaxation-time approximation; give "wigner" or "rta"'
+        )
     options.setdefault("block_average", True)
     with _backend.double_precision():
         _backend.check_toolchain()
@@ -208,13 +242,31 @@ def _three_phonon(fc3, modes, p: Problem, function, **more):
                     classical=p.options["classical"], **more)  # fmt: skip
 
 
-def _kappa(p: Problem, capacity: int, iso_capacity: int, with_coherences: bool, fc2, fc3):
+def _moved(p: Problem, lattice, positions) -> Problem:
+    """The problem in a cell that has relaxed by a little, with the same symmetry: (3, 3) Å and (P, 3) fractional.
+
+    Frequencies at given fractions of the reciprocal vectors, and |V|^2, do not depend on them; velocities and the volume do.
+    """
+    if p.at.dipoles is not None:
+        raise InputError(
+            "the derivative with respect to the cell leaves out how the non-analytic correction changes: take nac=False, or "
+            "do not give `lattice` and `positions`"
+        )
+    shift = positions - p.positions
+    of = np.argsort(p.at.groups.reshape(-1)) // p.at.groups.shape[1]
+    fractions = p.at.vectors @ p.reciprocal.T + (shift[of][:, None] - shift[None])[:, :, None]
+    return p._replace(at=p.at._replace(vectors=fractions @ lattice, reciprocal=jnp.linalg.inv(lattice).T),
+                      reciprocal=jnp.linalg.inv(lattice).T, volume=jnp.abs(jnp.linalg.det(lattice)))  # fmt: skip
+
+
+def _kappa(p: Problem, capacity: int, iso_capacity: int, with_coherences: bool, fc2, fc3, lattice=None, positions=None):
     modes = _modes(fc2, p)
     result = _three_phonon(fc3, modes, p, scattering.linewidths, capacity=capacity)
     ir = jnp.asarray(p.grid.irreducible)
-    at = jax.tree.map(jnp.asarray, p.at)
+    here = p if lattice is None else _moved(p, lattice, positions)
+    at = jax.tree.map(jnp.asarray, here.at)
     f, _, velocity = jax.lax.map(
-        lambda x: phonons.velocities(fc2, at, x), modes.qpoints[ir] @ p.reciprocal, batch_size=min(BATCH, len(ir))
+        lambda x: phonons.velocities(fc2, at, x), modes.qpoints[ir] @ here.reciprocal, batch_size=min(BATCH, len(ir))
     )
     gamma = jnp.sum(result.gamma, 0)
     if p.variances is not None:
@@ -225,7 +277,7 @@ def _kappa(p: Problem, capacity: int, iso_capacity: int, with_coherences: bool, 
         gamma = gamma + isotope
     if p.options["boundary"] is not None:
         gamma = gamma + isotope_scattering.boundary_linewidths(wigner.speeds(velocity, f), p.options["boundary"])
-    parts = _finish(f, velocity, gamma, p)
+    parts = _finish(f, velocity, gamma, here)
     total = parts.populations + parts.coherences if with_coherences else parts.populations
     return jnp.where(result.needed <= capacity, total, jnp.nan)
 
@@ -258,7 +310,7 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
         raise InputError(f"temperatures are {temperatures!r}: give positive numbers in K")
     crystal = fc.crystal
     rotations = symmetry.point_group(crystal)
-    refuse_too_large(fc, mesh, len(kelvin), memory)
+    refuse_too_large(fc, mesh, len(kelvin), memory, method)
     grid = make_grid(crystal.lattice, mesh, rotations)
     triplets = make_triplets(grid, crystal.lattice)
     work = scattering.plan(grid, triplets, strength.transform_bytes(crystal, fc.images3))
@@ -273,20 +325,23 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
     )  # fmt: skip
 
 
-def refuse_too_large(force_constants: ForceConstants, mesh, temperatures: int = 1, memory: float | None = None) -> None:
+def refuse_too_large(
+    force_constants: ForceConstants, mesh, temperatures: int = 1, memory: float | None = None, method: str = "wigner"
+) -> None:
     """Raise CapacityError if the estimate exceeds `memory` (GiB; None: four fifths of the machine's). Values of the force
     constants are not looked at, so that this can be asked before they are computed."""
-    estimated = estimated_bytes(force_constants, mesh, temperatures)
+    estimated = estimated_bytes(force_constants, mesh, temperatures, method)
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 34
     limit = 0.8 * physical if memory is None else memory * 2**30
     if estimated > limit:
         raise CapacityError(
             f"mesh {tuple(int(m) for m in mesh)} needs about {estimated / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB may be "
             "used: take a coarser mesh, or a smaller supercell for fc3"
+            + (", or fewer temperatures" if method == "lbte" else "")
         )
 
 
-def estimated_bytes(force_constants: ForceConstants, mesh, temperatures: int = 1) -> int:
+def estimated_bytes(force_constants: ForceConstants, mesh, temperatures: int = 1, method: str = "wigner") -> int:
     """Memory of `thermal_conductivity`, upper estimate without symmetry of the grid, to be known before it is used."""
     fc = force_constants
     n = int(np.prod(np.asarray(mesh, float)))
@@ -299,4 +354,5 @@ def estimated_bytes(force_constants: ForceConstants, mesh, temperatures: int = 1
     firsts = stars * 16 * 2 * atoms * supercell * bands * 9
     group = scattering.GROUP * scattering.TILE * bands**3 * 40
     triplets = stars * n // 2 * 40
-    return int(2 * table + tables + firsts + 4 * group + triplets + 6 * fc.fc3.size * 8)
+    collisions = 8 * (3 * bands * stars) ** 2 * (2 * temperatures + 3) if method == "lbte" else 0
+    return int(2 * table + tables + firsts + 4 * group + triplets + collisions + 6 * fc.fc3.size * 8)

@@ -13,7 +13,7 @@ from jaxmd_thermal._arrays import take
 from jaxmd_thermal.errors import CapacityError
 from jaxmd_thermal.lattice import strength
 from jaxmd_thermal.lattice.grid import Grid, Triplets
-from jaxmd_thermal.lattice.occupation import occupation
+from jaxmd_thermal.lattice.occupation import inverse_sinh, occupation
 from jaxmd_thermal.lattice.strength import CUTOFF, LINEWIDTH_UNIT
 from jaxmd_thermal.lattice.tetrahedron import gaussian, point_weight, vertex_table
 
@@ -114,15 +114,17 @@ def arrange(triplets: Triplets, plus, minus, corners, points_per_chunk: int) -> 
 
 class Linewidths(NamedTuple):
     """`gamma` (2, temperatures, k, bands) THz, half widths of normal and Umklapp processes, averaged over degenerate
-    modes; `needed`: band triples of the fullest buffer, to be compared with the capacity."""
+    modes; `needed`: band triples of the fullest buffer, to be compared with the capacity; `collisions`: the off-diagonal
+    part of the collision matrix, (k, k, temperatures, bands, bands, 3, 3) THz, if it was asked for."""
 
     gamma: Any
     needed: Any
+    collisions: Any = None
 
 
 @partial(jax.jit, static_argnames=("sigma", "blocks", "capacity", "classical"))
 def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperatures, *, sigma=None, blocks=False,
-               capacity=0, classical=False):  # fmt: skip
+               capacity=0, classical=False, unfolding=None):  # fmt: skip
     """Three-phonon linewidths gamma = K sum w |V|^2 {(n'+n''+1) d(f-f'-f'') + (n'-n'')[d(f+f'-f'') - d(f-f'+f'')]}.
 
     Equations (10) and (11) of Togo, Chaput and Tanaka, Phys. Rev. B 91, 094306 (2015); pure and differentiable.
@@ -135,6 +137,8 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
       sigma: THz, Gaussian of this width, or None for tetrahedra.
       blocks: average |V|^2 over degenerate modes, so that tetrahedra give the same for any choice of eigenvectors.
       capacity: length of the buffer of active band triples (tetrahedra); see `Linewidths.needed`.
+      unfolding: `boltzmann.Unfolding` where the collision matrix is wanted. A triplet couples q to q' by K |V|^2 [d(f-f'-f'')
+        + d(f+f'-f'') + d(f-f'+f'')]/sinh(hf''/2kT) (Chaput, Phys. Rev. Lett. 110, 265506 (2013)), and to q'' likewise.
 
     Returns: `Linewidths`; with `needed` > `capacity` the widths are incomplete and have to be computed again.
     """
@@ -146,6 +150,7 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
     points = jnp.asarray(work.points)
     n = occupation(f, temperatures, classical)
     constant = 0.0 if classical else 1.0
+    hyperbolic = None if unfolding is None else inverse_sinh(f, temperatures, classical)
     means = strength.degenerate_mean(f)
 
     def tile(transforms, firsts, k, second, third, thirds):
@@ -163,48 +168,80 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
         f0, f1, f2 = f[points[k]][:, None, None], take(f, q1)[:, None, :, None], take(f, q2)[:, None, None, :]
         n1, n2 = take(n, q1)[..., None], take(n, q2)[:, :, None]  # (t, temperatures, b, c)
         decay = values * gaussian(f0 - f1 - f2, sigma)
-        merge = values * (gaussian(f0 + f1 - f2, sigma) - gaussian(f0 - f1 + f2, sigma))
+        absorb, emit = gaussian(f0 + f1 - f2, sigma), gaussian(f0 - f1 + f2, sigma)
+        merge = values * (absorb - emit)
         share = weights[:, None] * jnp.stack([normal, ~normal], -1)
         total = jnp.einsum("tabc,tTbc,tw->wTa", decay, n1 + n2 + constant, share)
-        return total + jnp.einsum("tabc,tTbc,tw->wTa", merge, n1 - n2, share)
+        total = total + jnp.einsum("tabc,tTbc,tw->wTa", merge, n1 - n2, share)
+        if hyperbolic is None:
+            return total, None
+        every = (decay + values * (absorb + emit)) * weights[:, None, None, None]
+        to_second = jnp.einsum("tabc,tTc->tTab", every, take(hyperbolic, q2))
+        to_third = jnp.einsum("tabc,tTb->tTac", every, take(hyperbolic, q1))
+        return total, jnp.stack([to_second, to_third], 1)
 
-    def group(transforms, firsts, thirds, rows):
+    def group(transforms, firsts, thirds, collisions, rows):
         k, second, third, weights, normal = rows
         if sigma is not None:
 
             def one(row):
                 return smeared(tile(transforms, firsts, *row[:3], thirds), *row, thirds)
 
-            return jax.lax.map(one, rows), jnp.zeros((), jnp.int32)
-        values = jax.lax.map(lambda row: tile(transforms, firsts, *row, thirds), (k, second, third))
-        flat = (values.reshape(-1, *values.shape[2:]), jnp.repeat(k, TILE), second.reshape(-1),
-                take(thirds, third.reshape(-1)), weights.reshape(-1), normal.reshape(-1))  # fmt: skip
-        total, needed = _active_sum(f, n, points, work, capacity, constant, *flat)
-        return total, needed
+            total, couplings = jax.lax.map(one, rows)
+            needed = jnp.zeros((), jnp.int32)
+        else:
+            values = jax.lax.map(lambda row: tile(transforms, firsts, *row, thirds), (k, second, third))
+            flat = (values.reshape(-1, *values.shape[2:]), jnp.repeat(k, TILE), second.reshape(-1),
+                    take(thirds, third.reshape(-1)), weights.reshape(-1), normal.reshape(-1))  # fmt: skip
+            total, needed, couplings = _active_sum(f, n, points, work, capacity, constant, hyperbolic, *flat)
+        if unfolding is not None:
+            partners = jnp.stack([second, take(thirds, third)], -1).reshape(-1)
+            collisions = _collected(collisions, unfolding, jnp.repeat(k, 2 * TILE), partners, couplings)
+        return collisions, (total, needed)
 
     firsts = jax.lax.map(lambda p: strength.first_phonon(fc3, phases[p], modes.eigenvectors[p], inverse_root), points)
 
-    def chunk(args):
+    def chunk(collisions, args):
         thirds, *rows = args
         transforms = strength.half_transform(fc3, take(phases, thirds))
-        widths, needed = jax.lax.map(jax.checkpoint(partial(group, transforms, firsts, thirds)), tuple(rows))
+        step = jax.checkpoint(partial(group, transforms, firsts, thirds))
+        collisions, (widths, needed) = jax.lax.scan(step, collisions, tuple(rows))
         widths = widths.reshape(-1, *widths.shape[2:])
         flat = jax.ops.segment_sum(widths, rows[0].reshape(-1), num_segments=len(work.points))
-        return flat, jnp.max(needed)
+        return collisions, (flat, jnp.max(needed))
 
     parts = (work.thirds, work.first, work.second, work.third, work.weights, work.normal)
     parts = jax.tree.map(jnp.asarray, parts)
+    collisions = None
+    if unfolding is not None:
+        k, bands = len(work.points), f.shape[1]
+        collisions = jnp.zeros((k, k, len(temperatures), bands, bands, 3, 3))
     if len(work.thirds) == 1:
-        gamma, needed = chunk(tuple(p[0] for p in parts))
+        collisions, (gamma, needed) = chunk(collisions, tuple(p[0] for p in parts))
     else:
-        gamma, needed = jax.lax.map(jax.checkpoint(chunk), parts)
+        collisions, (gamma, needed) = jax.lax.scan(jax.checkpoint(chunk), collisions, parts)
         gamma, needed = jnp.sum(gamma, 0), jnp.max(needed)
+    unit = LINEWIDTH_UNIT / work.grid_points
     gamma = jnp.einsum("kwTa,kab->wTkb", gamma, means[points])
-    return Linewidths(gamma * (LINEWIDTH_UNIT / work.grid_points), needed)
+    return Linewidths(gamma * unit, needed, None if collisions is None else collisions * unit)
 
 
-def _active_sum(f, n, points, work: Work, capacity, constant, values, k, q1, q2, weights, normal):
-    """Sum over the (t, b, b', b'', delta function) that have a tetrahedron containing f, and how many there are."""
+def _collected(collisions, unfolding, rows, partners, couplings):
+    """Add couplings (..., 2, temperatures, bands, bands) of irreducible points `rows` to grid points `partners`, flat.
+
+    Half of a triplet's weight goes either way: it stands for (q', q'') and (q'', q'). The mean over the operations that
+    keep q stands for the other triplets of its orbit.
+    """
+    turn = jnp.einsum("nij,njl->nil", take(unfolding.kept, rows), take(unfolding.turned, partners))
+    couplings = 0.5 * couplings.reshape(len(rows), *couplings.shape[-3:])
+    return collisions.at[rows, take(unfolding.star, partners)].add(
+        couplings[..., None, None] * turn[:, None, None, None], mode="promise_in_bounds"
+    )
+
+
+def _active_sum(f, n, points, work: Work, capacity, constant, hyperbolic, values, k, q1, q2, weights, normal):
+    """Sum over the (t, b, b', b'', delta function) that have a tetrahedron containing f, how many there are, and couplings
+    (t, 2, temperatures, bands, bands) to q' and q'' if `hyperbolic` is given."""
     bands = f.shape[1]
     positive = jnp.maximum(f, 0.0)
     around1 = take(positive, take(work.plus, q1))  # (t, v, bands)
@@ -240,7 +277,16 @@ def _active_sum(f, n, points, work: Work, capacity, constant, values, k, q1, q2,
     factor = jnp.where(kind == 0, n1 + n2 + constant, jnp.where(kind == 1, n1 - n2, n2 - n1))
     place = ((t // TILE) * 2 + jnp.where(take(normal, t), 0, 1)) * bands + a
     total = jax.ops.segment_sum(amount[:, None] * factor, place, num_segments=GROUP * 2 * bands)
-    return jnp.swapaxes(total.reshape(GROUP, 2, bands, -1), 2, 3), seen[-1]
+    couplings = None
+    if hyperbolic is not None:
+
+        def to(q, band, other, other_band):
+            amounts = amount[:, None] * hyperbolic.at[take(other, t), :, other_band].get(mode="promise_in_bounds")
+            sums = jax.ops.segment_sum(amounts, (t * bands + a) * bands + band, num_segments=len(q) * bands**2)
+            return jnp.moveaxis(sums.reshape(len(q), bands, bands, -1), -1, 1)
+
+        couplings = jnp.stack([to(q1, b, q2, c), to(q2, c, q1, b)], 1)
+    return jnp.swapaxes(total.reshape(GROUP, 2, bands, -1), 2, 3), seen[-1], couplings
 
 
 def first_capacity(bands: int) -> int:
@@ -254,6 +300,12 @@ def solved_linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, t
     Raises:
       CapacityError: the buffer did not converge.
     """
+    result, capacity = solved(fc3, modes, paths, masses, positions, work, temperatures, **options)
+    return result.gamma, capacity
+
+
+def solved(fc3, modes: Modes, paths, masses, positions, work: Work, temperatures, **options) -> tuple[Linewidths, int]:
+    """`solved_linewidths` with all of `Linewidths`."""
     capacity = options.pop("capacity", 0) or first_capacity(modes.frequencies.shape[1])
     if options.get("sigma") is not None:
         capacity = 0
@@ -261,7 +313,7 @@ def solved_linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, t
         result = linewidths(fc3, modes, paths, masses, positions, work, temperatures, capacity=capacity, **options)
         needed = int(result.needed)
         if needed <= capacity:
-            return result.gamma, capacity
+            return result, capacity
         capacity = int(1.05 * needed)
     raise CapacityError(
         f"the buffer of active band triples needs {needed} places and has {capacity}; use a coarser mesh"
