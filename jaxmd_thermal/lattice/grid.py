@@ -53,7 +53,8 @@ class Triplets:
       offsets: (k + 1,) triplets of `first[i]` are rows offsets[i] to offsets[i + 1].
       points: (m, 3) grid indices of q, q', q''.
       weights: (m,) how many (q', q'') each row stands for; they sum to the number of grid points for each q.
-      normal: (m,) True where G = 0 for the shortest representatives (normal process), else Umklapp.
+      normal: (m,) True where G = 0 for representatives in the first Brillouin zone, on its surface for any choice of them
+        (normal process), else Umklapp.
     """
 
     first: np.ndarray
@@ -104,23 +105,44 @@ def make_triplets(grid: Grid, lattice, points=None) -> Triplets:
         weights.append(count)
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
     table = np.concatenate(rows)
+    return Triplets(first, offsets, table, np.concatenate(weights), _normal(grid, lattice, table))
+
+
+def _normal(grid: Grid, lattice, table) -> np.ndarray:
+    """(m,) whether representatives of q and q' in the first Brillouin zone add up to minus one of q''."""
     short = shortest_addresses(grid, lattice)
-    normal = ~np.any(short[table].sum(1), -1)
-    return Triplets(first, offsets, table, np.concatenate(weights), normal)
+    reciprocal = np.linalg.inv(np.asarray(lattice, float)).T
+    limit = _squared(short[:, 0], grid.mesh, reciprocal)[table[:, 2]] * (1 + 1e-9) + 1e-15
+    normal = np.zeros(len(table), bool)
+    open_rows = np.arange(len(table))
+    for i in range(short.shape[1]):
+        for j in range(short.shape[1]):
+            total = short[table[open_rows, 0], i] + short[table[open_rows, 1], j]
+            normal[open_rows] |= _squared(total, grid.mesh, reciprocal) <= limit[open_rows]
+            if i == j == 0:  # more choices only on the surface
+                several = np.any(short[:, 1:] != short[:, :1], axis=(1, 2))
+                open_rows = open_rows[several[table[:, 0]] | several[table[:, 1]]]
+    return normal
+
+
+def _squared(addresses, mesh, reciprocal) -> np.ndarray:
+    return np.sum((addresses / mesh @ reciprocal) ** 2, -1)
 
 
 def shortest_addresses(grid: Grid, lattice) -> np.ndarray:
-    """(n, 3) addresses of the same points in the first Brillouin zone; on its surface the first of equally short ones."""
+    """(n, images, 3) addresses of the same points in the first Brillouin zone.
+
+    On its surface there are several equally short ones; elsewhere, and where there are fewer, the first is repeated.
+    """
     reciprocal = np.linalg.inv(np.asarray(lattice, float)).T
     # Shifts of two cells are enough for reduced cells and for all primitive cells of the Bravais lattices in use.
     shifts = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    best, length = grid.addresses.copy(), np.full(len(grid.addresses), np.inf)
-    for shift in shifts[np.argsort(np.abs(shifts).sum(1), kind="stable")]:
-        candidate = grid.addresses - shift * grid.mesh
-        squared = np.sum((candidate / grid.mesh @ reciprocal) ** 2, -1)
-        better = squared < length * (1 - 1e-9) - 1e-15
-        best[better], length[better] = candidate[better], squared[better]
-    return best
+    shifts = shifts[np.argsort(np.abs(shifts).sum(1), kind="stable")]
+    squared = np.stack([_squared(grid.addresses - s * grid.mesh, grid.mesh, reciprocal) for s in shifts], 1)
+    least = squared <= squared.min(1, keepdims=True) * (1 + 1e-9) + 1e-15
+    order = np.argsort(~least, axis=1, kind="stable")[:, : least.sum(1).max()]
+    order = np.where(np.take_along_axis(least, order, 1), order, order[:, :1])
+    return grid.addresses[:, None] - shifts[order] * grid.mesh
 
 
 def relative_tetrahedra(microcell) -> np.ndarray:

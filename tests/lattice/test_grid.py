@@ -81,8 +81,16 @@ def test_normal_processes_are_those_without_a_reciprocal_vector():
     grid = make_grid(FCC, (4, 4, 4), rotations(ROCKSALT))
     triplets = make_triplets(grid, FCC)
     short = shortest_addresses(grid, FCC)
-    assert np.array_equal(np.mod(short, 4), grid.addresses)
-    assert triplets.normal[: triplets.offsets[1]][0]  # Gamma with itself
+    assert np.array_equal(np.mod(short, 4), np.broadcast_to(grid.addresses[:, None], short.shape))
+    images = [len({tuple(a) for a in rows.tolist()}) for rows in short]
+    # 4^3 of an fcc lattice: L has 2 images, X 2, W 4; the rest lies inside.
+    assert sorted(set(images)) == [1, 2, 4] and images.count(4) == 6
+    expected = []
+    for row in triplets.points:
+        sums = short[row[0]][:, None, None] + short[row[1]][:, None] + short[row[2]]
+        expected.append(not np.all(np.any(sums, -1)))
+    assert np.array_equal(triplets.normal, expected)
+    assert triplets.normal[: triplets.offsets[1]].all()  # Gamma: q' and -q'
     assert 0.2 < triplets.weights[triplets.normal].sum() / triplets.weights.sum() < 0.9
 
 
