@@ -12,7 +12,7 @@ from wigner_fixture import load
 
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import CapacityError, InputError
-from jaxmd_thermal.lattice.conductivity import kappa_function, thermal_conductivity
+from jaxmd_thermal.lattice.conductivity import thermal_conductivity, transport_function
 from jaxmd_thermal.lattice.force_constants import ForceConstants
 from jaxmd_thermal.lattice.isotopes import MASS_VARIANCE, mass_variances
 
@@ -107,6 +107,47 @@ def test_isotope_linewidths_of_the_benchmark_mesh(shared):
     assert np.asarray(gamma).sum() == pytest.approx(expected.sum(), rel=1e-2)
 
 
+def written_out(x):
+    """kappa of populations and coherences, and K(q, s), by three loops over the definition in SI; means over directions."""
+    k_b, h = 1.380649e-23, 6.62607015e-34
+    volume = x.crystal.volume * 1e-30 * x.weights.sum()
+    classical = x.settings["populations"] == "classical"
+    kappa, modes = np.zeros((2, len(x.temperatures))), np.zeros(x.mode_kappa.shape)
+    for t, kelvin in enumerate(x.temperatures):
+        for q, weight in enumerate(x.weights):
+            for s in range(x.frequencies.shape[1]):
+                for other in range(x.frequencies.shape[1]):
+                    f, g = x.frequencies[q, s], x.frequencies[q, other]
+                    if min(f, g) <= 1e-4:
+                        continue
+                    heats = [
+                        k_b * (1.0 if classical else y**2 * np.exp(y) / np.expm1(y) ** 2)
+                        for y in (h * 1e12 * f / (k_b * kelvin), h * 1e12 * g / (k_b * kelvin))
+                    ]
+                    wide = 2e12 * np.pi * (x.gamma[t, q, s] + x.gamma[t, q, other])  # mean of 4 pi gamma
+                    speed2 = np.sum(np.abs(x.velocity_operator[q, :, s, other]) ** 2) * 1e4 / 3
+                    value = (f + g) / 4 * (heats[0] / f + heats[1] / g) * speed2 * wide
+                    value *= weight / volume / ((2e12 * np.pi * (f - g)) ** 2 + wide**2)
+                    same = abs(f - g) < 1e-4
+                    kappa[0 if same else 1, t] += value
+                    share = 1.0 if same else 2 * heats[0] / sum(heats)
+                    modes[t, q, s] += share * value * x.weights.sum()
+    return kappa, modes
+
+
+@pytest.mark.parametrize("populations", ["quantum", "classical"])
+def test_modes_written_out(nacl, populations):
+    _, fc = nacl
+    x = thermal_conductivity(fc, (3, 3, 3), (80.0, 300.0), sigma=0.5, boundary=1e4, populations=populations)
+    kappa, modes = written_out(x)
+    np.testing.assert_allclose(np.trace(x.kappa_populations, axis1=1, axis2=2) / 3, kappa[0], rtol=1e-9)
+    np.testing.assert_allclose(np.trace(x.kappa_coherences, axis1=1, axis2=2) / 3, kappa[1], rtol=1e-9)
+    np.testing.assert_allclose(x.mode_kappa, modes, rtol=1e-9, atol=1e-12)
+    y = 4.135667696923859e-3 * np.maximum(x.frequencies, 1e-4) / (8.617333262145178e-5 * x.temperatures[:, None, None])
+    heat = 8.617333262145178e-5 * np.where(populations == "classical", 1.0, (y / 2 / np.sinh(y / 2)) ** 2)
+    np.testing.assert_allclose(x.heat_capacity, np.where(x.frequencies > 1e-4, heat, 0.0), rtol=1e-9)
+
+
 def test_boundaries_and_temperatures(nacl):
     _, fc = nacl
     free, bound = (thermal_conductivity(fc, (3, 3, 3), (300, 5000.0), sigma=0.5, boundary=b) for b in (None, 100.0))
@@ -119,19 +160,21 @@ def test_boundaries_and_temperatures(nacl):
 
 
 def test_gradient_of_the_public_function(nacl):
+    """kappa, frequencies, linewidths and heat capacities along a change that keeps the symmetry: fc2 and fc3 scaled."""
     _, fc = nacl
-    function = kappa_function(fc, (3, 3, 3), sigma=0.5, boundary=1e4)
+    function = transport_function(fc, (3, 3, 3), sigma=0.5, boundary=1e4)
     with double_precision():
         fc2, fc3 = jnp.asarray(fc.fc2), jnp.asarray(fc.fc3)
-        scale = jnp.asarray([1.0, 0.7])  # a change that keeps the symmetry: fc2 and fc3 scaled
 
         def along(x):
-            return function(fc2 * (1 + x * scale[0]), fc3 * (1 + x * scale[1]))[0, 0, 0]
+            y = function(fc2 * (1 + x), fc3 * (1 + 0.7 * x))
+            return jnp.stack([y.kappa[0, 0, 0], y.frequencies.mean(), y.gamma.mean(), y.heat_capacity.mean()])
 
-        value, slope = jax.jit(jax.value_and_grad(along))(0.0)
         f = jax.jit(along)
+        value, slope = f(0.0), jax.jit(jax.jacrev(along))(0.0)
         numeric = [(f(h) - f(-h)) / (2 * h) for h in (2e-3, 1e-3)]
-    assert float(slope) == pytest.approx(float(4 * numeric[1] - numeric[0]) / 3, rel=1e-6)
+    np.testing.assert_allclose(slope, (4 * numeric[1] - numeric[0]) / 3, rtol=1e-6)
+    value = value[0]
     direct = thermal_conductivity(fc, (3, 3, 3), sigma=0.5, boundary=1e4, block_average=True)
     assert float(value) == pytest.approx(direct.kappa[0, 0, 0], rel=1e-9)
 
