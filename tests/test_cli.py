@@ -183,7 +183,7 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, message):
 def test_every_flag_is_a_key_of_the_schema(capsys):
     for verb, schema in SCHEMAS.items():
         call(verb, "--help")
-        flags = set(re.findall(r"^│ (--[a-z-]+)", capsys.readouterr().out, re.M))
+        flags = set(re.findall(r"^│ (--[a-z0-9-]+)", capsys.readouterr().out, re.M))
         keys = {"--" + k.replace("_", "-") for k in schema.model_fields} - {"--structure"}
         assert keys <= flags | {"--config"}, f"{verb}: {keys - flags}"
         assert flags - keys <= {"--config", "--debug", "--dry-run", "--help", "--version"}, f"{verb}: {flags - keys}"

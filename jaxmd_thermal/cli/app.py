@@ -23,12 +23,17 @@ app = App(
     "--supercell 4 4 4 --steps 20000 --out runs/argon50",
 )
 RUN = Group("Dynamics", sort_key=2)
+LATTICE = Group("Lattice dynamics", sort_key=2)
 OUTPUT = Group("Output", sort_key=3)
 
 Structure = Annotated[str | None, Parameter(help="Structure file (any that ASE reads), or `argon`, `silicon`.")]
 Potential = Annotated[str | None, Parameter(help="Name (jaxmd-thermal models list), or a file or folder.")]
 Supercell = Annotated[
     tuple[int, int, int] | None, Parameter(help="Repetitions along the three lattice vectors.", group=RUN)
+]
+Mesh = Annotated[
+    tuple[int, int, int] | None,
+    Parameter(help="q-points along the primitive cell's reciprocal vectors.", group=LATTICE),
 ]
 Config = Annotated[str | None, Parameter(help="TOML file with the same options; what is typed wins.", group=OUTPUT)]
 Debug = Annotated[bool, Parameter(help="Show the traceback of an error.", group=OUTPUT)]
@@ -72,6 +77,43 @@ class Conductivity(Dynamics):
     thickness: Annotated[float | None, Parameter(help="Å, for slabs: the volume is area times this.", group=RUN)] = None
 
 
+@Parameter(name="*")
+@dataclass
+class Lattice:
+    """Flags of every verb of lattice dynamics; None: not typed."""
+
+    force_constants: Annotated[
+        str | None, Parameter(help="Files of phonopy or phono3py (a folder or *.yaml) instead of a potential.")
+    ] = None
+    temperature: Annotated[
+        list[float] | None,
+        Parameter(help="K; several are possible [default: 300].", consume_multiple=True, group=LATTICE),
+    ] = None
+    mesh: Mesh = None
+    supercell: Annotated[
+        tuple[int, int, int] | None,
+        Parameter(help="Of second order [default: the smallest with 15 Å between its faces].", group=LATTICE),
+    ] = None
+    displacement: Annotated[
+        float | None, Parameter(help="Å, of the finite displacements [default: 0.03].", group=LATTICE)
+    ] = None
+    ad: Annotated[bool | None, Parameter(help="Exact derivatives instead of displacements.", group=LATTICE)] = None
+    protocol: Annotated[
+        str | None,
+        Parameter(
+            help="Relaxation: none, positions (cell kept), converged, leaderboard, ksrme [default: converged].",
+            group=LATTICE,
+        ),
+    ] = None
+    nac: Annotated[bool | None, Parameter(help="Non-analytic correction from Born charges.", group=LATTICE)] = None
+    batch_size: Annotated[
+        int | None, Parameter(help="Displaced cells evaluated together; memory grows with it.", group=LATTICE)
+    ] = None
+    out: Annotated[
+        str | None, Parameter(help="Folder for results.json, force constants, modes and report.html.", group=OUTPUT)
+    ] = None
+
+
 DryRun = Annotated[bool, Parameter(help="Estimate time and memory; compute nothing.", group=OUTPUT)]
 Vectors = Annotated[
     list[tuple[float, float, float]] | None,
@@ -79,7 +121,7 @@ Vectors = Annotated[
 ]
 
 
-def _typed(dynamics: Dynamics | None, **more: Any) -> dict[str, Any]:
+def _typed(dynamics: Dynamics | Lattice | None, **more: Any) -> dict[str, Any]:
     given = {f.name: getattr(dynamics, f.name) for f in fields(dynamics)} if dynamics is not None else {}
     return given | more
 
@@ -159,6 +201,69 @@ def md(
 
     typed = _typed(dynamics, structure=structure, potential=potential, ensemble=ensemble, pressure=pressure)
     return commands.run("md", typed, config, dry_run=dry_run)
+
+
+@app.command
+def wigner(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    lattice: Lattice | None = None,
+    fc3_supercell: Annotated[
+        tuple[int, int, int] | None,
+        Parameter(help="Of third order [default: the smallest with 10 Å between its faces].", group=LATTICE),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        Parameter(
+            help="wigner, rta, lbte; several are possible [default: wigner].", consume_multiple=True, group=LATTICE
+        ),
+    ] = None,
+    sigma: Annotated[
+        float | None, Parameter(help="THz, Gaussians of this width [default: linear tetrahedra].", group=LATTICE)
+    ] = None,
+    isotopes: Annotated[
+        bool | None,
+        Parameter(help="Scattering by natural isotopes [default: yes].", negative="--no-isotopes", group=LATTICE),
+    ] = None,
+    boundary: Annotated[
+        float | None, Parameter(help="Å, mean free path of boundary scattering [default: none].", group=LATTICE)
+    ] = None,
+    populations: Annotated[
+        str | None, Parameter(help="quantum, or classical as in molecular dynamics [default: quantum].", group=LATTICE)
+    ] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Conductivity of a crystal by lattice dynamics: populations and coherences, or the Boltzmann equation."""
+    from jaxmd_thermal.cli import lattice as verbs
+
+    typed = _typed(lattice, structure=structure, potential=potential, fc3_supercell=fc3_supercell, sigma=sigma)
+    typed |= dict(method=_tuple(method), isotopes=isotopes, boundary=boundary, populations=populations)
+    return verbs.run("wigner", typed, config, dry_run=dry_run)
+
+
+@app.command
+def phonons(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    lattice: Lattice | None = None,
+    grueneisen: Annotated[
+        bool | None, Parameter(help="Mode Grüneisen parameters and thermal expansion as well.", group=LATTICE)
+    ] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Bands, density of states, heat capacity, free energy, entropy and displacements of a crystal."""
+    from jaxmd_thermal.cli import lattice as verbs
+
+    typed = _typed(lattice, structure=structure, potential=potential, grueneisen=grueneisen)
+    return verbs.run("phonons", typed, config, dry_run=dry_run)
 
 
 @app.command(name="check-heat-flux")

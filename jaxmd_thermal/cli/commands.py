@@ -336,7 +336,16 @@ def resume(directory: str) -> int:
         raise InputError(
             f"'{out}' holds no command.json, so there is nothing to resume: give the --out folder of a run"
         )
-    return run(found["verb"], {**found["settings"], "out": str(out)}, None)
+    return verb_function(found["verb"])(found["verb"], {**found["settings"], "out": str(out)}, None)
+
+
+def verb_function(verb: str) -> Callable[..., int]:
+    """What runs a verb: `f(verb, typed, config, dry_run=False, show=True)`."""
+    if verb in ("phonons", "wigner"):
+        from jaxmd_thermal.cli import lattice
+
+        return lattice.run
+    return run
 
 
 def report(directory: str) -> int:

@@ -13,6 +13,10 @@ from jaxmd_thermal.cli.progress import duration
 PAIR_SLOT = 0.0023
 MANY_BODY = 8.0 * PAIR_SLOT
 PARAMETER = 4e-5
+# Seconds of one core for one triplet of q-points of a crystal with two atoms (6 bands); it grows with their cube.
+TRIPLET = 1.5e-4
+# What a column of the Hessian and a third derivative cost, in forces of the same cell.
+SECOND, THIRD = 2.0, 5.0
 FLUX_FACTOR = 2.0
 BYTES_PER_SLOT = 12
 
@@ -48,6 +52,52 @@ def estimate(verb: str, potential: Any, atoms: Any, settings: Any) -> str:
             f"  disk      about {size(disk)}",
         ]
     )
+
+
+def estimate_lattice(source: Any, planned: Any, mesh: Any, settings: Any) -> str:
+    """A few lines: evaluations, time and memory of force constants and, with a mesh, of the conductivity."""
+    from jaxmd_thermal.lattice.conductivity import estimated_bytes
+    from jaxmd_thermal.lattice.force_constants import estimate_force_constants
+    from jaxmd_thermal.lattice.symmetry import point_group
+
+    lines = [f"dry run: nothing is computed. Estimates are good to a factor of three on {_cores()} CPU cores."]
+    if source.files is None:
+        e = estimate_force_constants(
+            source.atoms, source.supercell, source.fc3_supercell, source.displacement, source.batch_size
+        )
+        per_atom = _force_seconds(source.potential, source.atoms.repeat(source.supercell))
+        exact = source.displacement is None
+        seconds = e.seconds(per_atom, SECOND if exact else 1.0, THIRD if exact else 1.0)
+        what = "derivatives" if exact else "displaced cells"
+        third = f", {e.evaluations3} of {e.atoms3} atoms" if e.evaluations3 else ""
+        lines += [
+            f"  forces    {e.evaluations2} {what} of {e.atoms2} atoms{third}: about {duration(seconds)}, and the relaxation",
+            f"  memory    about {size(e.fc_bytes + e.symmetrize_bytes + e.batch_bytes)} for force constants",
+        ]
+    if mesh is not None:
+        points = math.prod(mesh)
+        distinct = max(1.0, points / (len(point_group(planned.crystal))))
+        bands = 3 * len(planned.crystal.numbers)
+        seconds = len(settings.method) * distinct * points / 2 * TRIPLET * (bands / 6) ** 3 / max(1, _cores())
+        memory = max(estimated_bytes(planned, mesh, len(settings.temperature), m) for m in settings.method)
+        lines += [
+            f"  phonons   {points} q-points, about {distinct * points / 2:.0f} triplets: about {duration(seconds)}",
+            f"  memory    at most {size(memory)} for the conductivity",
+        ]
+    return "\n".join(lines)
+
+
+def _force_seconds(potential: Any, atoms: Any) -> float:
+    """Seconds of the forces of one atom on all cores."""
+    from jaxmd_thermal.neighbors import make_plan
+    from jaxmd_thermal.potentials.base import neighbor_demands
+    from jaxmd_thermal.system import System
+
+    system = System.from_atoms(atoms)
+    if hasattr(potential, "check_species"):
+        potential.check_species(system.numbers)
+    slots = make_plan(system, potential.cutoff, neighbor_demands(potential, moving=False)["skin"]).slots
+    return slots * _cost(potential) * 1e-6 / max(1, _cores())
 
 
 def _cost(potential: Any) -> float:

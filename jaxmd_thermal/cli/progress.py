@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,63 @@ class _Lines:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+class Stages:
+    """The steps of a calculation without time steps: each is shown while it runs, with its time and that of compilation.
+
+    Attributes:
+      took: {stage: {"seconds", "compile_seconds"}} of what has been computed.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.took: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
+        title = name.replace("_", " ") + (f": {detail}" if detail else "")
+        start, compiled = time.perf_counter(), compile_seconds()
+        with self._shown(title):
+            yield
+        seconds, compiling = time.perf_counter() - start, compile_seconds() - compiled
+        self.took[name] = {"seconds": round(seconds, 3), "compile_seconds": round(compiling, 3)}
+        if not self.quiet:
+            of_it = f", {duration(compiling)} of it compiling (once)" if compiling >= 1.0 else ""
+            print(f"{title}: {duration(seconds)}{of_it}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def _shown(self, title: str) -> Iterator[None]:
+        if self.quiet or not sys.stderr.isatty():
+            if not self.quiet:
+                print(f"{title} ...", file=sys.stderr, flush=True)
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            bar.add_task(title, total=None)
+            yield
+
+
+_compiled = [0.0]
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent compiling (or loading compiled programs) since the first call."""
+    import jax
+
+    if not _compiled[1:]:  # the listener is registered once
+        _compiled.append(0.0)
+
+        def listen(event: str, duration_secs: float, **_: Any) -> None:
+            if event == "/jax/core/compile/backend_compile_duration":
+                _compiled[0] += duration_secs
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+    return _compiled[0]
 
 
 def state_line(progress: Any) -> str:

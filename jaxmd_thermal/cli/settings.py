@@ -99,12 +99,82 @@ class CheckSettings(Strict):
     supercell: Repeats = (1, 1, 1)
 
 
+Temperatures = tuple[Positive, ...]
+Repetition = Annotated[int, Field(ge=1)]
+
+
+class LatticeSettings(Strict):
+    """Options of every verb of lattice dynamics."""
+
+    structure: str | None = None
+    potential: str | None = None
+    force_constants: str | None = None
+    temperature: Temperatures = (300.0,)
+    supercell: Repeats | None = None
+    mesh: Repeats | None = None
+    displacement: Positive = 0.03
+    ad: bool = False
+    protocol: Literal["none", "positions", "converged", "leaderboard", "ksrme"] = "converged"
+    nac: bool = False
+    batch_size: Repetition | None = None
+    out: str | None = None
+
+    @field_validator("supercell", "mesh", mode="before")
+    @classmethod
+    def _one_number_for_three(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) else value
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _one_temperature(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
+
+
+class PhononsSettings(LatticeSettings):
+    """Options of `phonons`."""
+
+    grueneisen: bool = False
+
+
+class WignerSettings(LatticeSettings):
+    """Options of `wigner`."""
+
+    fc3_supercell: Repeats | None = None
+    method: tuple[str, ...] = ("wigner",)
+    sigma: Positive | None = None
+    isotopes: bool = True
+    boundary: Positive | None = None
+    populations: Literal["quantum", "classical"] = "quantum"
+
+    @field_validator("fc3_supercell", mode="before")
+    @classmethod
+    def _one_number(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _one_method(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 SCHEMAS: dict[str, type[Strict]] = {
     "green-kubo": GreenKuboSettings,
     "hnemd": HnemdSettings,
     "md": MdSettings,
     "check-heat-flux": CheckSettings,
+    "phonons": PhononsSettings,
+    "wigner": WignerSettings,
 }
+EXAMPLES = {
+    "green-kubo": "green-kubo argon --potential lj-argon-gk --temperature 50 --supercell 4 4 4 --out runs/argon",
+    "hnemd": "hnemd argon --potential lj-argon-gk --temperature 50 --supercell 4 4 4 --out runs/argon "
+    "--driving-force 0.01 0 0",
+    "md": "md argon --potential lj-argon-gk --temperature 50 --supercell 4 4 4 --out runs/argon",
+    "check-heat-flux": "check-heat-flux argon --potential lj-argon-gk",
+    "phonons": "phonons silicon --potential sw-silicon --out runs/silicon-phonons",
+    "wigner": "wigner silicon --potential sw-silicon --mesh 11 11 11 --temperature 300 --out runs/silicon",
+}
+"""Commands that work, for messages about what is missing."""
 
 
 def flag(key: str) -> str:
@@ -192,12 +262,4 @@ def require(settings: Any, verb: str, *keys: str) -> None:
     missing = [key for key in keys if getattr(settings, key) in (None, ())]
     if missing:
         names = ", ".join("STRUCTURE" if key == "structure" else flag(key) for key in missing)
-        raise InputError(
-            f"{verb} needs {names}. For example: jaxmd-thermal {verb} argon --potential lj-argon-gk"
-            + (
-                " --temperature 50 --supercell 4 4 4 --out runs/argon"
-                if "temperature" in type(settings).model_fields
-                else ""
-            )
-            + (" --driving-force 0.01 0 0" if verb == "hnemd" else "")
-        )
+        raise InputError(f"{verb} needs {names}. For example: jaxmd-thermal {EXAMPLES[verb]}")

@@ -78,7 +78,7 @@ class RunDirectory:
             differing = [k for k in sorted({*old, *document}) if old.get(k) != document.get(k)]
             if differing:
                 changes = "; ".join(
-                    f"{k}: {_short(old.get(k))} there, {_short(document.get(k))} now" for k in differing
+                    f"{k}: {short(old.get(k))} there, {short(document.get(k))} now" for k in differing
                 )
                 raise CheckpointError(
                     f"{path} holds a run with other settings ({changes}): repeat it with the same settings to resume it, "
@@ -362,6 +362,7 @@ def _plain(value):
     return repr(value)
 
 
-def _short(value, limit: int = 60) -> str:
+def short(value, limit: int = 60) -> str:
+    """JSON of a setting, cut to fit a message."""
     text = json.dumps(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -167,7 +167,7 @@ def _estimate(geometry: Geometry, displacement: float | None, batch_size: int | 
     n_prim, n2, n3 = len(second.primitive), len(second.supercell), 0
     if geometry.fc3_supercell_matrix is not None:
         n3 = round(len(geometry.unit.numbers) * np.linalg.det(geometry.fc3_supercell_matrix))
-    _refuse_too_large(geometry)
+    refuse_too_large(geometry)
     fc3 = 216 * n_prim * n3**2
     evaluations3 = 0
     if displacement is None:
@@ -224,7 +224,7 @@ def force_constants(
     check_dtype(dtype)
     check_potential(potential, System.from_atoms(atoms))
     geometry = symmetry.geometry_of(atoms, supercell, fc3_supercell, primitive, symprec)
-    _refuse_too_large(geometry)
+    refuse_too_large(geometry)
     if displacement is None:
         fc2 = _fc2_by_ad(potential, geometry, dtype)
         fc3 = None if geometry.fc3_supercell_matrix is None else _fc3_by_ad(potential, geometry, batch_size, dtype)
@@ -236,7 +236,7 @@ def force_constants(
     return empty_force_constants(geometry, fc2, fc3)
 
 
-def _refuse_too_large(geometry: Geometry) -> None:
+def refuse_too_large(geometry: Geometry) -> None:
     """Refuse what would not fit, without generating displacements."""
     if geometry.fc3_supercell_matrix is not None:
         n_super = round(len(geometry.unit.numbers) * np.linalg.det(geometry.fc3_supercell_matrix))

@@ -13,6 +13,8 @@ import h5py
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.io.hdf5 import read_tree, write_tree
+from jaxmd_thermal.report.lattice_data import LatticeData, load_lattice
 
 SERIES = ("time", "temperature", "potential_energy", "kinetic_energy", "conserved_energy")
 
@@ -51,6 +53,7 @@ class RunData:
     structure: Any = None
     command: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lattice: LatticeData | None = None
 
     @property
     def results(self) -> list[Mapping[str, Any]]:
@@ -91,7 +94,8 @@ def load_run(directory: str | Path) -> RunData:
             notes.append(
                 f"{file.relative_to(directory)} could not be read ({_one_line(error)}); its curves are left out."
             )
-    if not files:
+    lattice = load_lattice(directory, document, notes)
+    if not files and lattice is None:
         notes.append("There is no run.h5 here; the time series are left out.")
     command = {}
     for file in (directory / "command.json", *sorted(directory.glob("*/command.json"))):
@@ -100,7 +104,7 @@ def load_run(directory: str | Path) -> RunData:
             break
         except (OSError, ValueError):
             continue
-    return RunData(directory, document, series, _read_structure(directory, notes), command, notes)
+    return RunData(directory, document, series, _read_structure(directory, notes), command, notes, lattice)
 
 
 def _read_series(path: Path, label: str) -> Series:
@@ -122,17 +126,13 @@ def _read_series(path: Path, label: str) -> Series:
         traces = {}
         if "traces" in file:
             traced: Any = file["traces"]
-            traces = {method: _read_tree(group) for method, group in traced.items()}
+            traces = {method: read_tree(group) for method, group in traced.items()}
     return Series(label, values, flux, flux_time, traces, attributes)
 
 
 def _columns(dataset: Any, name: str) -> np.ndarray:
     array = np.asarray(dataset)
     return array if name == "time" else array.reshape(len(array), -1)
-
-
-def _read_tree(group: Any) -> dict[str, Any]:
-    return {k: _read_tree(v) if isinstance(v, h5py.Group) else np.asarray(v) for k, v in group.items()}
 
 
 def write_traces(path: str | Path, traces: Mapping[str, Mapping[str, Any]]) -> None:
@@ -142,7 +142,7 @@ def write_traces(path: str | Path, traces: Mapping[str, Mapping[str, Any]]) -> N
             name = f"traces/{method}"
             if name in file:
                 del file[name]
-            _write_tree(file.create_group(name), tree)
+            write_tree(file.create_group(name), tree)
 
 
 def write_flux(path: str | Path, flux: np.ndarray, timestep: float, volume: float, temperature: float) -> None:
@@ -152,16 +152,6 @@ def write_flux(path: str | Path, flux: np.ndarray, timestep: float, volume: floa
         file["flux/convective"] = np.zeros_like(flux.transpose(1, 0, 2))
         file["flux/time"] = timestep * (1.0 + np.arange(flux.shape[1]))
         file.attrs.update(volume_A3=volume, temperature_K=temperature, timestep_fs=timestep)
-
-
-def _write_tree(group: Any, tree: Mapping[str, Any]) -> None:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            _write_tree(group.create_group(str(key)), value)
-        elif value is not None:
-            array = np.asarray(value)
-            if array.dtype.kind in "fiub":
-                group[str(key)] = array
 
 
 def _read_structure(directory: Path, notes: list[str]) -> Any:

@@ -54,7 +54,9 @@ def to_svg(figure: Figure, name: str) -> str:
     return re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%" role="img"', text, count=1)
 
 
-def _styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
+def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
+    """Decorator: the function draws in the style of the report."""
+
     @functools.wraps(draw)
     def inside(*args: Any, **kwargs: Any) -> Figure | None:
         with rc_context(STYLE):
@@ -63,7 +65,8 @@ def _styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
     return inside
 
 
-def _new(width: float = 6.4, height: float = 3.4, **kwargs: Any) -> tuple[Figure, Any]:
+def new_figure(width: float = 6.4, height: float = 3.4, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of a size in inches, and its axes."""
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots(**kwargs)
 
@@ -89,13 +92,13 @@ def time_axis(fs: np.ndarray, longest: float | None = None) -> tuple[np.ndarray,
     return (fs / 1e3, "ps") if longest >= 2e3 else (fs, "fs")
 
 
-@_styled
+@styled
 def temperature(series: Sequence[Series], target: float | None) -> Figure | None:
     """Temperature of every replica, with its mean."""
     series = [s for s in series if "temperature" in s.values and "time" in s.values]
     if not series:
         return None
-    figure, axis = _new()
+    figure, axis = new_figure()
     longest = max(float(s.values["time"][-1]) for s in series)  # one unit for all
     for s, color in zip(series, (BLUE, RED, GREEN, INK)):
         time, unit = time_axis(s.values["time"], longest)
@@ -112,7 +115,7 @@ def temperature(series: Sequence[Series], target: float | None) -> Figure | None
     return figure
 
 
-@_styled
+@styled
 def energy_drift(series: Sequence[Series]) -> Figure | None:
     """Change of the conserved energy per atom, all replicas."""
     series = [s for s in series if "conserved_energy" in s.values and "time" in s.values and s.n_atoms]
@@ -120,7 +123,7 @@ def energy_drift(series: Sequence[Series]) -> Figure | None:
     series = [s for s in series if s.attributes.get("settings", {}).get("command") != "hnemd"]
     if not series:
         return None
-    figure, axis = _new()
+    figure, axis = new_figure()
     longest = max(float(s.values["time"][-1]) for s in series)  # one unit for all
     for s, color in zip(series, (BLUE, RED, GREEN, INK)):
         time, unit = time_axis(s.values["time"], longest)
@@ -135,12 +138,12 @@ def energy_drift(series: Sequence[Series]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def autocorrelation(traces: Mapping[str, Any], details: Mapping[str, Any]) -> Figure | None:
     """Normalised autocorrelation of the heat flux."""
     if "autocorrelation" not in traces or "time_fs" not in traces:
         return None
-    figure, axis = _new()
+    figure, axis = new_figure()
     time, unit = time_axis(np.asarray(traces["time_fs"]))
     axis.plot(*thin(time, np.asarray(traces["autocorrelation"])), color=BLUE, lw=1.3)
     axis.axhline(0, color=GREY, lw=0.8)
@@ -149,13 +152,13 @@ def autocorrelation(traces: Mapping[str, Any], details: Mapping[str, Any]) -> Fi
     return figure
 
 
-@_styled
+@styled
 def running_conductivity(traces: Mapping[str, Any], entry: Mapping[str, Any], title: str = "integral") -> Figure | None:
     """Running conductivity with the estimate that is reported and its band."""
     if "running" not in traces or "time_fs" not in traces:
         return None
     details = entry.get("details") or {}
-    figure, axis = _new()
+    figure, axis = new_figure()
     time, unit = time_axis(np.asarray(traces["time_fs"]))
     running = np.asarray(traces["running"])
     forces = np.asarray(traces.get("driving_force", ()), float)
@@ -186,13 +189,13 @@ def running_conductivity(traces: Mapping[str, Any], entry: Mapping[str, Any], ti
     return figure
 
 
-@_styled
+@styled
 def cell_size(details: Mapping[str, Any]) -> Figure | None:
     """Conductivity against the number of atoms, where cells of several sizes were run."""
     rows = [r for r in details.get("sizes") or [] if number(r.get("isotropic")) is not None]
     if len(rows) < 2:
         return None
-    figure, axis = _new()
+    figure, axis = new_figure()
     errors = [number(r.get("stderr")) or 0.0 for r in rows]
     axis.errorbar(
         [r["n_atoms"] for r in rows], [r["isotropic"] for r in rows], errors, fmt="o", color=BLUE, ms=6, capsize=4
@@ -213,7 +216,7 @@ def _mark_cutoff(axis: Any, details: Mapping[str, Any], fs: np.ndarray, shown: n
                       va="top", xytext=(3, 0), textcoords="offset points")  # fmt: skip
 
 
-@_styled
+@styled
 def power_spectrum(traces: Mapping[str, Any]) -> Figure | None:
     """Power spectrum of the heat flux; its value at zero frequency is the conductivity."""
     if "power" not in traces or "frequency_THz" not in traces:
@@ -222,7 +225,7 @@ def power_spectrum(traces: Mapping[str, Any]) -> Figure | None:
     keep = power > 0
     if keep.sum() < 2:
         return None
-    figure, axis = _new()
+    figure, axis = new_figure()
     # The crystal's vibrations end somewhere; the empty decades above would squeeze them into the corner.
     total = np.cumsum(power * np.gradient(frequency))
     end = 1.3 * frequency[min(int(np.searchsorted(total, 0.998 * total[-1])), len(frequency) - 1)]
@@ -232,7 +235,7 @@ def power_spectrum(traces: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def estimators(entry: Mapping[str, Any]) -> Figure | None:
     """All estimates on one axis: what is reported must not hide that they differ."""
     details = entry.get("details") or {}
@@ -249,7 +252,7 @@ def estimators(entry: Mapping[str, Any]) -> Figure | None:
     value, error = conductivity(entry)
     if value is None or len(rows) < 2:
         return None
-    figure, axis = _new(6.4, 0.42 * (len(rows) + 1 + bool(len(replicas))) + 0.75)
+    figure, axis = new_figure(6.4, 0.42 * (len(rows) + 1 + bool(len(replicas))) + 0.75)
     labels = ["reported", *(r[0] for r in rows)]
     for y, (_, v, e) in enumerate([("", value, error), *rows]):
         axis.errorbar([v], [-y], xerr=[[e or 0.0]] * 2, fmt="s" if y == 0 else "o", color=RED if y == 0 else BLUE,
@@ -266,7 +269,7 @@ def estimators(entry: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def linear_regime(traces: Mapping[str, Any]) -> Figure | None:
     """Conductivity against the driving force: constant where the response is linear."""
     force = np.asarray(traces.get("driving_force", ()), float)
@@ -274,14 +277,14 @@ def linear_regime(traces: Mapping[str, Any]) -> Figure | None:
     if force.size < 2 or force.size != kappa.size:
         return None
     error = np.asarray(traces.get("kappa_of_force_stderr", np.zeros_like(kappa)), float)
-    figure, axis = _new()
+    figure, axis = new_figure()
     order = np.argsort(force)
     axis.errorbar(force[order], kappa[order], error[order], fmt="o", color=BLUE, ms=5, capsize=4)
     axis.set(xlabel="driving force (1/Å)", ylabel="κ (W/(m K))", xlim=(0, None))
     return figure
 
 
-@_styled
+@styled
 def spectral_conductivity(traces: Mapping[str, Any]) -> Figure | None:
     """Spectral conductivity κ(ω) and its integral."""
     frequency = np.asarray(traces.get("spectral_frequency_THz", ()), float)
@@ -292,7 +295,7 @@ def spectral_conductivity(traces: Mapping[str, Any]) -> Figure | None:
     last = int(np.flatnonzero(np.abs(kappa) > 0.01 * np.abs(kappa).max())[-1]) if np.any(kappa) else len(kappa) - 1
     end = max(8, int(1.3 * last) + 1)
     frequency, kappa = frequency[:end], kappa[:end]
-    figure, axis = _new()
+    figure, axis = new_figure()
     axis.fill_between(*thin(frequency, kappa), color=BLUE, alpha=0.25, lw=0)
     axis.plot(*thin(frequency, kappa), color=BLUE, lw=1.3)
     axis.axhline(0, color=GREY, lw=0.8)
@@ -305,7 +308,7 @@ def spectral_conductivity(traces: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-@_styled
+@styled
 def structure(atoms: Any) -> Figure | None:
     """The simulated cell in a slightly turned parallel projection; near atoms are drawn last and darkest."""
     if atoms is None or len(atoms) == 0:
@@ -326,7 +329,7 @@ def structure(atoms: Any) -> Figure | None:
     depth = (points[:, 2] - points[:, 2].min()) / max(np.ptp(points[:, 2]), 1e-9)
     colors = 1.0 - (0.35 + 0.65 * depth)[:, None] * (1.0 - 0.92 * jmol_colors[numbers])
     sizes = 1.5 * covalent_radii[numbers]
-    figure, axis = _new(4.2, 4.0)
+    figure, axis = new_figure(4.2, 4.0)
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     edges = [(a, b) for a in range(8) for b in range(a) if np.abs(corners[a] - corners[b]).sum() == 1]
     box = corners @ atoms.cell.array @ view

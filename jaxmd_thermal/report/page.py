@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxmd_thermal.errors import OutputError
-from jaxmd_thermal.report import figures
+from jaxmd_thermal.report import figures, lattice
 from jaxmd_thermal.report.curves import traces_of
 from jaxmd_thermal.report.data import RunData, conductivity, load_run, number, with_error
-from jaxmd_thermal.report.style import CSS
+from jaxmd_thermal.report.shell import escape, framed, page, rows, section, write_page
 from jaxmd_thermal.units import AMU_A2_FS2, BAR
 
 MAX_SIGMAS = 3.0
@@ -27,6 +25,8 @@ METHODS = {
     "rta": ("BTE, relaxation time", "lattice dynamics, relaxation-time approximation"),
     "lbte": ("BTE, full", "lattice dynamics, linearised Boltzmann equation"),
 }
+NEGATIVE = {"isotopes"}
+"""Switches that are on by default, so that the command has to say when they are off."""
 SETTING_NAMES = {
     "potential": ("potential", ""),
     "structure": ("structure", ""),
@@ -44,6 +44,19 @@ SETTING_NAMES = {
     "volume": ("volume (given)", "Å³"),
     "thickness": ("thickness (given)", "Å"),
     "ensemble": ("ensemble", ""),
+    "mesh": ("mesh of q-points", ""),
+    "fc3_supercell": ("supercell, third order", ""),
+    "displacement": ("displacement", "Å"),
+    "ad": ("exact derivatives", ""),
+    "protocol": ("relaxation", ""),
+    "sigma": ("width of Gaussians", "THz"),
+    "isotopes": ("isotope scattering", ""),
+    "nac": ("non-analytic correction", ""),
+    "boundary": ("boundary mean free path", "Å"),
+    "method": ("methods", ""),
+    "populations": ("populations", ""),
+    "cell_lengths_A": ("cell lengths used", "Å"),
+    "cell_angles_deg": ("cell angles used", "°"),
 }
 GLOSS = {
     "trust": "Every estimate of the same number. The reported error is widened until none of them contradicts it.",
@@ -68,16 +81,7 @@ def build_report(directory: str | Path) -> Path:
       OutputError: the page cannot be written.
     """
     data = load_run(directory)
-    path = Path(directory) / "report.html"
-    partial = path.with_name(".report.html.partial")
-    try:
-        partial.write_text(render(data), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{path}': {error.strerror or error}; free space or change permissions"
-        ) from error
-    return path
+    return write_page(Path(directory) / "report.html", render(data))
 
 
 def render(data: RunData) -> str:
@@ -86,29 +90,22 @@ def render(data: RunData) -> str:
     sections = [
         _header(data, title),
         _next_step(data),
+        lattice.overview(data),
         *(_result_section(data, entry, i) for i, entry in enumerate(data.results)),
         _stability(data),
         _structure(data),
         _settings(data),
         _provenance(data),
     ]
-    body = "\n".join(s for s in sections if s)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(title)}</title><style>{CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
-    )
-
-
-def _e(value: Any) -> str:
-    return html.escape(str(value))
+    return page(title, sections)
 
 
 def _title(data: RunData) -> str:
     what = data.structure.get_chemical_formula("metal", empirical=True) if data.structure is not None else ""
     temperatures = sorted({number(r.get("temperature_K")) for r in data.results} - {None})  # type: ignore[type-var]
     at = ", ".join(f"{t:g}" for t in temperatures)
-    subject = "Thermal conductivity" if data.results else "Molecular dynamics"
+    subject = "Phonons" if data.lattice is not None else "Molecular dynamics"
+    subject = "Thermal conductivity" if data.results else subject
     return subject + (f" of {what}" if what else "") + (f" at {at} K" if at else "")
 
 
@@ -120,17 +117,21 @@ def _header(data: RunData, title: str) -> str:
         verdict = entry.get("verdict") or {}
         good = bool(verdict.get("converged"))
         relative = f"{100 * error / abs(value):.0f} % standard error" if value and error else "no error bar"
+        if lattice.is_lattice(entry):
+            relative = lattice.card_line(entry)
         cards.append(
             f'<article class="card {"good" if good else "bad"}">'
-            f'<p class="method">{_e(name)} · {_temperature(entry)}<span>{_e(how)}</span></p>'
-            f'<p class="kappa">{_e(with_error(value, error))}<small> W/(m K)</small></p>'
-            f'<p class="verdict"><b>{"✓ converged" if good else "! not converged"}</b> · {_e(relative)}</p>'
-            f'<p class="why">{_e(_reason(str(verdict.get("text") or "")))}</p></article>'
+            f'<p class="method">{escape(name)} · {_temperature(entry)}<span>{escape(how)}</span></p>'
+            f'<p class="kappa">{escape(with_error(value, error))}<small> W/(m K)</small></p>'
+            f'<p class="verdict"><b>{"✓ converged" if good else "! not converged"}</b> · {escape(relative)}</p>'
+            f'<p class="why">{escape(_reason(str(verdict.get("text") or "")))}</p></article>'
         )
     if not data.results:
+        cards = lattice.cards(data)
+    if not cards:
         cards.append('<article class="card"><p class="why">This run measured no conductivity.</p></article>')
     return (
-        f'<header><p class="brand">jaxmd_thermal</p><h1>{_e(title)}</h1>{_agreement(data)}</header>'
+        f'<header><p class="brand">jaxmd_thermal</p><h1>{escape(title)}</h1>{_agreement(data)}</header>'
         f'<section class="cards">{"".join(cards)}</section>'
     )
 
@@ -139,7 +140,7 @@ def _temperature(entry: Mapping[str, Any]) -> str:
     asked = number(entry.get("temperature_K"))
     mean = number((entry.get("details") or {}).get("mean_temperature_K"))
     text = f"{asked:g} K" if asked is not None else "temperature unknown"
-    return _e(text + (f" (mean of the run {mean:.1f} K)" if mean is not None else ""))
+    return escape(text + (f" (mean of the run {mean:.1f} K)" if mean is not None else ""))
 
 
 def _reason(text: str) -> str:
@@ -157,7 +158,7 @@ def _agreement(data: RunData) -> str:
         word = "agree" if sigmas < MAX_SIGMAS else "DISAGREE"
         parts.append(f"{a} and {b} {word}: they differ by {sigmas:.1f} combined standard errors.")
     alarm = " alarm" if any(sigmas >= MAX_SIGMAS for *_, sigmas in pairs) else ""
-    return f'<p class="lead{alarm}">{_e(" ".join(parts))}</p>' if parts else ""
+    return f'<p class="lead{alarm}">{escape(" ".join(parts))}</p>' if parts else ""
 
 
 def _pairs(data: RunData) -> list[tuple[str, str, float]]:
@@ -176,7 +177,7 @@ def _pairs(data: RunData) -> list[tuple[str, str, float]]:
 
 
 def _next_step(data: RunData) -> str:
-    if not data.results:
+    if not data.results and data.lattice is None:
         return ""
     undecided = [r for r in data.results if not (r.get("verdict") or {}).get("converged")]
     command = dict(data.command)
@@ -184,6 +185,8 @@ def _next_step(data: RunData) -> str:
         return ""
     typed = command.get("typed")
     settings = {k: v for k, v in (command.get("settings") or {}).items() if typed is None or k in typed or k == "steps"}
+    if command["verb"] in ("phonons", "wigner"):
+        return _suggestion(*lattice.next_step(data, command["verb"], settings))
     methods = {str(r.get("method")) for r in data.results}
     out = str(settings.get("out") or data.directory)
     at_odds = any(sigmas >= MAX_SIGMAS for *_, sigmas in _pairs(data))
@@ -203,7 +206,11 @@ def _next_step(data: RunData) -> str:
         sentence = "Converged. Is the cell large enough? The same in a larger one:"
         verb, settings["out"] = command["verb"], out + "-large"
         settings["supercell"] = [int(n) + 1 for n in settings.get("supercell") or (1, 1, 1)]
-    return f'<section class="next"><p>{sentence}</p><pre>{_e(command_line(verb, settings))}</pre></section>'
+    return _suggestion(sentence, verb, settings)
+
+
+def _suggestion(sentence: str, verb: str, settings: Mapping[str, Any]) -> str:
+    return f'<section class="next"><p>{sentence}</p><pre>{escape(command_line(verb, settings))}</pre></section>'
 
 
 def command_line(verb: str, settings: Mapping[str, Any]) -> str:
@@ -212,23 +219,17 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
     if settings.get("structure"):
         words.append(shlex.quote(str(settings["structure"])))
     for key, value in settings.items():
-        if key == "structure" or value in (None, [], ()) or value is False:
-            continue
         flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag] if value else [f"--no-{key}"] if key in NEGATIVE else []
+            continue
+        if key == "structure" or value in (None, [], ()):
+            continue
         nested = isinstance(value, list | tuple) and isinstance(value[0], list | tuple)
         for item in value if nested else [value]:
             parts = item if isinstance(item, list | tuple) else [item]
             words += [flag, *(shlex.quote(f"{p:g}" if isinstance(p, float) else str(p)) for p in parts)]
     return " ".join(words)
-
-
-def _figure(figure: Any, name: str, heading: str, caption: str, wide: bool = False) -> str:
-    if figure is None:
-        return ""
-    return (
-        f"<figure{' class=wide' if wide else ''}><h3>{_e(heading)}</h3>{figures.to_svg(figure, name)}"
-        f"<figcaption>{_e(caption)}</figcaption></figure>"
-    )
 
 
 def _result_section(data: RunData, entry: Mapping[str, Any], index: int) -> str:
@@ -239,18 +240,18 @@ def _result_section(data: RunData, entry: Mapping[str, Any], index: int) -> str:
     key = f"r{index}"
     running = "integral" if method == "green-kubo" else "average"
     parts = [
-        _figure(figures.running_conductivity(traces, entry, running), f"{key}run", "Conductivity", GLOSS["running"]),
-        _figure(figures.estimators(entry), f"{key}est", "Can it be trusted?", GLOSS["trust"]),
-        _figure(figures.cell_size(details), f"{key}size", "Size of the cell", GLOSS["size"]),
-        _figure(figures.autocorrelation(traces, details), f"{key}acf", "Autocorrelation", GLOSS["autocorrelation"]),
-        _figure(figures.power_spectrum(traces), f"{key}psd", "Spectrum of the heat flux", GLOSS["spectrum"]),
-        _figure(figures.linear_regime(traces), f"{key}lin", "Linear regime", GLOSS["linear"]),
-        _figure(figures.spectral_conductivity(traces), f"{key}spe", "Spectral conductivity", GLOSS["spectral"]),
+        framed(figures.running_conductivity(traces, entry, running), f"{key}run", "Conductivity", GLOSS["running"]),
+        framed(figures.estimators(entry), f"{key}est", "Can it be trusted?", GLOSS["trust"]),
+        framed(figures.cell_size(details), f"{key}size", "Size of the cell", GLOSS["size"]),
+        framed(figures.autocorrelation(traces, details), f"{key}acf", "Autocorrelation", GLOSS["autocorrelation"]),
+        framed(figures.power_spectrum(traces), f"{key}psd", "Spectrum of the heat flux", GLOSS["spectrum"]),
+        framed(figures.linear_regime(traces), f"{key}lin", "Linear regime", GLOSS["linear"]),
+        framed(figures.spectral_conductivity(traces), f"{key}spe", "Spectral conductivity", GLOSS["spectral"]),
+        *lattice.result_parts(data, entry, key),
         _tensor(entry),
     ]
-    shown = "".join(p for p in parts if p)
     heading = f"{name}, {entry['temperature_K']:g} K" if number(entry.get("temperature_K")) is not None else name
-    return f'<section><h2>{_e(heading)}</h2><div class="grid">{shown}</div></section>' if shown else ""
+    return section(heading, parts)
 
 
 def _tensor(entry: Mapping[str, Any]) -> str:
@@ -258,35 +259,34 @@ def _tensor(entry: Mapping[str, Any]) -> str:
     tensor, stderr = kappa.get("tensor"), kappa.get("tensor_stderr")
     if not tensor:
         return ""
-    rows = []
+    caption = "W/(m K), Cartesian axes, without statistical errors."
+    if stderr:
+        caption = "W/(m K), Cartesian axes, with standard errors. Off-diagonal elements of a cubic crystal are zero within them."
+    else:  # what symmetry makes zero is zero up to rounding
+        largest = max((abs(number(v) or 0.0) for row in tensor for v in row), default=0.0)
+        tensor = [[0.0 if number(v) is not None and abs(v) < 1e-9 * largest else v for v in row] for row in tensor]
+    lines = []
     for i, row in enumerate(tensor):
         cells = "".join(
             "<td>–</td>"
             if number(v) is None
-            else f"<td>{_e(with_error(number(v), number(stderr[i][j]) if stderr else None))}</td>"
+            else f"<td>{escape(with_error(number(v), number(stderr[i][j]) if stderr else None))}</td>"
             for j, v in enumerate(row)
         )
-        rows.append(f"<tr><th>{'xyz'[i]}</th>{cells}</tr>")
+        lines.append(f"<tr><th>{'xyz'[i]}</th>{cells}</tr>")
     return (
         "<figure><h3>Tensor</h3><table class=tensor><tr><th></th><th>x</th><th>y</th><th>z</th></tr>"
-        f"{''.join(rows)}</table><figcaption>W/(m K), Cartesian axes, with standard errors. Off-diagonal elements of a "
-        "cubic crystal are zero within their errors.</figcaption></figure>"
+        f"{''.join(lines)}</table><figcaption>{caption}</figcaption></figure>"
     )
 
 
 def _stability(data: RunData) -> str:
     target = next((number(r.get("temperature_K")) for r in data.results), number(data.settings.get("temperature")))
     parts = [
-        _figure(figures.temperature(data.series, target), "temperature", "Temperature", GLOSS["temperature"]),
-        _figure(figures.energy_drift(data.series), "energy", "Energy conservation", GLOSS["energy"]),
+        framed(figures.temperature(data.series, target), "temperature", "Temperature", GLOSS["temperature"]),
+        framed(figures.energy_drift(data.series), "energy", "Energy conservation", GLOSS["energy"]),
     ]
-    shown = "".join(p for p in parts if p)
-    return f'<section><h2>Was the run sound?</h2><div class="grid">{shown}</div></section>' if shown else ""
-
-
-def _rows(pairs: list[tuple[str, Any]]) -> str:
-    rows = "".join(f"<tr><th>{_e(k)}</th><td>{_e(v)}</td></tr>" for k, v in pairs if v not in (None, ""))
-    return f"<table class=list>{rows}</table>" if rows else ""
+    return section("Was the run sound?", parts)
 
 
 def _structure(data: RunData) -> str:
@@ -303,17 +303,20 @@ def _structure(data: RunData) -> str:
             ("cell angles", ", ".join(f"{x:.4g}" for x in angles) + "°"),
             ("periodic along", periodic),
         ]
+    if atoms is not None and len(atoms) != data.document.get("n_atoms"):  # lattice dynamics: results per primitive cell
+        pairs.append(("atoms of the primitive cell", data.document.get("n_atoms")))
+        volume = atoms.get_volume() if all(atoms.pbc) else None
     if volume is not None:
         pairs.append(("volume", f"{volume:,.1f} Å³".replace(",", " ")))
         if atoms is not None:
             # amu/Å^3 -> g/cm^3 by way of the exact constants: eV/Å^3 over (Å/fs)^2, 1 bar = 1e5 Pa.
             density = atoms.get_masses().sum() / volume * AMU_A2_FS2 / BAR * 1e5 * 1e-10 / 1e3
             pairs.append(("density", f"{density:.3f} g cm⁻³"))
-    table, picture = _rows(pairs), figures.structure(atoms)
+    table, picture = rows(pairs), figures.structure(atoms)
     shown = f'<div class="panel">{table}</div>' if table else ""
     if picture is not None:
         shown = f'<figure class="picture">{figures.to_svg(picture, "structure")}</figure>' + shown
-    return f'<section><h2>Simulated cell</h2><div class="grid">{shown}</div></section>' if shown else ""
+    return section("Simulated cell", [shown])
 
 
 def _settings(data: RunData) -> str:
@@ -334,25 +337,29 @@ def _settings(data: RunData) -> str:
         pairs.append(("length of each replica", f"{step * steps / 1e6:.4g} ns"))
     pairs = [p for p in pairs if p[1] not in (None, "")]
     half = -(-len(pairs) // 2)
-    tables = "".join(f'<div class="panel">{_rows(part)}</div>' for part in (pairs[:half], pairs[half:]) if part)
-    return f'<section><h2>Settings</h2><div class="grid">{tables}</div></section>' if tables else ""
+    tables = "".join(f'<div class="panel">{rows(part)}</div>' for part in (pairs[:half], pairs[half:]) if part)
+    return section("Settings", [tables])
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     return f"{value:,}".replace(",", " ") if isinstance(value, int) else f"{value:g}"
 
 
 def _provenance(data: RunData) -> str:
-    versions = _rows([(k, v) for k, v in (data.document.get("versions") or {}).items()])
+    versions = rows([(k, v) for k, v in (data.document.get("versions") or {}).items()])
     command = data.command.get("line")
-    repeat = f"<p>This page comes from</p><pre>{_e(command)}</pre>" if command else ""
-    notes = "".join(f"<li>{_e(n)}</li>" for n in dict.fromkeys(data.notes))
+    repeat = f"<p>This page comes from</p><pre>{escape(command)}</pre>" if command else ""
+    notes = "".join(f"<li>{escape(n)}</li>" for n in dict.fromkeys(data.notes))
     notes = f"<h3>Left out</h3><ul>{notes}</ul>" if notes else ""
-    definition = (
+    heat_flux = (
         "<p>Heat flux: J = Σ e_i v_i − Σ r_ij P_ij with the power P_ij that crosses each edge of the neighbour graph, "
         "the semi-local definition of Langer et al., PRB 108, L100302 (2023), exact for message passing; extensive, "
         "eV Å/fs. Errors are one standard error.</p>"
     )
+    driven = any(not lattice.is_lattice(r) for r in data.results) or data.lattice is None
+    definition = (heat_flux if driven else "") + (lattice.DEFINITION if data.lattice is not None else "")
     return f'<section class="fine"><h2>How this was made</h2>{definition}{repeat}{versions}{notes}</section>'

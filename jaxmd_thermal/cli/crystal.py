@@ -1,0 +1,242 @@
+"""What lattice calculations of the command line are made of: source, relaxed cell, force constants, conductivity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FACES2, FACES3 = 15.0, 10.0
+"""Å between opposite faces of the supercells of second and third order, where none are given."""
+POINTS_LENGTH = 60.0
+"""Å: the default mesh has this times the length of each reciprocal vector (1/Å, without 2 pi) as its number of points."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What force constants are made of: a potential and a structure, or files.
+
+    Attributes:
+      potential: a potential, or None where `files` are given.
+      atoms: the structure as given (files: their cell).
+      protocol: of the relaxation ("none": none).
+      supercell, fc3_supercell: 3 whole numbers; the second is None without third order.
+      displacement: Å, None: exact derivatives.
+      primitive: "auto" or a matrix (phonopy's).
+      files: force constants that were read.
+    """
+
+    potential: Any
+    atoms: Any
+    protocol: str = "converged"
+    supercell: tuple[int, int, int] | None = None
+    fc3_supercell: tuple[int, int, int] | None = None
+    displacement: float | None = 0.03
+    batch_size: int | None = None
+    primitive: Any = "auto"
+    files: Any = None
+
+    def key(self) -> dict[str, Any]:
+        """What decides the relaxed cell; with the sizes of the supercells and the displacement it decides the constants."""
+        from jaxmd_thermal.io.run_directory import fingerprint
+
+        if self.files is not None:
+            return {"files": fingerprint((self.files.fc2, self.files.fc3))}
+        a = self.atoms
+        structure = (a.positions, np.asarray(a.cell), a.numbers, a.get_masses())
+        return {
+            "structure": fingerprint(structure),
+            "potential": fingerprint(self.potential),
+            "protocol": self.protocol,
+        }
+
+    def full_key(self) -> dict[str, Any]:
+        if self.files is not None:
+            return self.key()
+        return self.key() | {
+            "supercell": list(self.supercell or ()), "fc3_supercell": list(self.fc3_supercell or ()),
+            "displacement": self.displacement, "primitive": np.asarray(self.primitive).tolist(),
+        }  # fmt: skip
+
+
+def smallest_supercell(atoms: Any, faces: float) -> tuple[int, int, int]:
+    """The smallest diagonal supercell with at least `faces` Å between opposite faces."""
+    heights = 1.0 / np.linalg.norm(np.asarray(atoms.cell.reciprocal()), axis=1)
+    return tuple(int(np.ceil(faces / h - 1e-6)) for h in heights)  # type: ignore[return-value]
+
+
+def plan(source: Source) -> Any:
+    """Force constants of the right size without values, for estimates of what comes after them."""
+    from jaxmd_thermal.lattice import symmetry
+    from jaxmd_thermal.lattice.force_constants import empty_force_constants, refuse_too_large
+
+    if source.files is not None:
+        return source.files
+    geometry = symmetry.geometry_of(source.atoms, source.supercell, source.fc3_supercell, source.primitive)
+    refuse_too_large(geometry)
+    n = round(len(source.atoms) * abs(np.linalg.det(geometry.primitive_matrix)))
+    per_cell = len(source.atoms)
+
+    def zeros(supercell: tuple[int, int, int], order: int) -> np.ndarray:
+        copies = per_cell * int(np.prod(supercell))
+        return np.broadcast_to(0.0, (n, *(copies,) * (order - 1), *(3,) * order))
+
+    assert source.supercell is not None
+    third = None if source.fc3_supercell is None else zeros(source.fc3_supercell, 3)
+    return empty_force_constants(geometry, zeros(source.supercell, 2), third)
+
+
+def default_mesh(source: Source) -> tuple[int, int, int]:
+    """Mesh of the primitive cell for densities of states."""
+    reciprocal = plan(source).crystal.reciprocal
+    return tuple(max(1, round(POINTS_LENGTH * float(np.linalg.norm(b)))) for b in reciprocal)  # type: ignore[return-value]
+
+
+def times(three: Any) -> str:
+    """`3x3x3`."""
+    return "x".join(str(int(n)) for n in three)
+
+
+def crystal_and_constants(source: Source, folder: Any, stages: Callable) -> tuple[Any, Any]:
+    """(relaxed atoms, force constants) from a `LatticeDirectory`, or computed and kept there."""
+    from jaxmd_thermal.io.ase import formula
+    from jaxmd_thermal.lattice.force_constants import force_constants
+
+    if source.files is not None:
+        return source.atoms, source.files
+    key = source.key()
+    atoms = folder.relaxed(key)
+    if atoms is None:
+        with stages("relaxation", f"{formula(source.atoms.numbers)}, protocol {source.protocol}"):
+            atoms = _relaxed(source)
+        folder.save_relaxed(key, atoms, stages.took["relaxation"])
+    full = source.full_key()
+    found = folder.force_constants(full)
+    if found is None:
+        with stages("force_constants", _evaluations(source, atoms)):
+            found = force_constants(
+                source.potential, atoms, source.supercell, source.fc3_supercell, source.displacement,
+                batch_size=source.batch_size, primitive=source.primitive,
+            )  # fmt: skip
+        folder.save_force_constants(full, found, stages.took["force_constants"])
+    return atoms, found
+
+
+def _relaxed(source: Source) -> Any:
+    from jaxmd_thermal.lattice.relax import relax
+
+    if source.protocol == "none":
+        return source.atoms
+    if source.protocol == "positions":
+        from jaxmd_thermal.io.relax import relaxed_positions
+
+        return relaxed_positions(source.potential, source.atoms)
+    return relax(source.potential, source.atoms, source.protocol)
+
+
+def _evaluations(source: Source, atoms: Any) -> str:
+    from jaxmd_thermal.lattice.force_constants import estimate_force_constants
+
+    e = estimate_force_constants(atoms, source.supercell, source.fc3_supercell, source.displacement, source.batch_size)
+    what = "displaced cells" if source.displacement is not None else "derivatives"
+    text = f"{e.evaluations2} {what} of {e.atoms2} atoms"
+    return text + (f" and {e.evaluations3} of {e.atoms3}" if e.evaluations3 else "")
+
+
+def conductivity_stage(
+    constants: Any, mesh: Any, method: str, options: Mapping[str, Any], source: Source, atoms: Any, folder: Any,
+    stages: Callable,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Entries of results.json of one method, with the mode file written; from the folder if they are there already."""
+    from jaxmd_thermal.lattice.conductivity import thermal_conductivity
+
+    key = source.full_key() | {"mesh": list(mesh), **options}
+    name = f"modes-{method}.hdf5"
+    kept = folder.entries(method, key)
+    if kept is not None and (folder.path / name).exists():
+        return kept
+    with stages(method, f"mesh {times(mesh)}"):
+        result = thermal_conductivity(constants, mesh, method=method, **options)
+    write_modes(folder.path / name, result)
+    found = entries_of(result, atoms, name)
+    folder.save_entries(method, key, found, stages.took[method])
+    return found
+
+
+def write_modes(path: Path, result: Any) -> None:
+    """Every array of a conductivity result, under the names of its attributes."""
+    from jaxmd_thermal.io.hdf5 import write_arrays
+
+    arrays = {
+        f.name: getattr(result, f.name) for f in fields(result) if isinstance(getattr(result, f.name), np.ndarray)
+    }
+    facts = {"settings": dict(result.settings), "invalid": result.invalid, "volume_A3": result.crystal.volume}
+    write_arrays(path, arrays, facts)
+
+
+def entries_of(result: Any, atoms: Any, mode_file: str) -> list[dict[str, Any]]:
+    """Entries of results.json, one a temperature. Nothing in them has a statistical error."""
+    from jaxmd_thermal.transport.results import ConductivityResult, to_json
+
+    verdict = judge(result, atoms)
+    crystal, valid = result.crystal, not result.invalid
+    found = []
+    for k, temperature in enumerate(result.temperatures):
+        parts = [np.asarray(x[k]) if valid else np.full((3, 3), np.nan)
+                 for x in (result.kappa, result.kappa_populations, result.kappa_coherences)]  # fmt: skip
+        one = ConductivityResult(
+            method=result.settings["method"], temperature=float(temperature), kappa=parts[0], stderr=None,
+            isotropic=float(np.trace(parts[0]) / 3), isotropic_stderr=None, verdict=verdict, volume=crystal.volume,
+            n_atoms=len(crystal.numbers), details={"invalid": result.invalid, "settings": dict(result.settings)},
+        )  # fmt: skip
+        tensors = {
+            f"{name}_W_mK": {"tensor": part, "isotropic": float(np.trace(part) / 3)}
+            for name, part in zip(("populations", "coherences"), parts[1:])
+        }
+        found.append(to_json(one.as_dict() | tensors | {"mode_file": mode_file}))
+    return found
+
+
+def judge(result: Any, atoms: Any) -> Any:
+    """Whether the conductivity can be used, and what one run cannot tell."""
+    from jaxmd_thermal.transport.results import Verdict
+
+    if result.invalid:
+        return Verdict(False, f"no conductivity: {result.invalid}")
+    relaxation = (getattr(atoms, "info", {}).get("relaxation")) or {}
+    if relaxation.get("symmetry_kept") is False:
+        return Verdict(False, f"the relaxation changed the space group (now {relaxation.get('space_group')})")
+    if relaxation.get("converged") is False:
+        return Verdict(False, "the relaxation ran out of steps before its forces were small enough")
+    mesh = times(result.settings["mesh"])
+    return Verdict(
+        True,
+        f"no imaginary modes on the {mesh} mesh; other meshes and supercells tell whether these are large enough",
+    )
+
+
+def write_phonons(path: Path, constants: Any, mesh: Any, nac: bool, more: Mapping[str, Any] | None = None) -> Any:
+    """Bands along the standard path and densities of states, with other arrays of `more`; returns the bands."""
+    from jaxmd_thermal.io.hdf5 import write_arrays
+    from jaxmd_thermal.lattice.density import density_of_states, mesh_phonons
+    from jaxmd_thermal.lattice.phonons import bands
+
+    along = bands(constants, nac)
+    dos = density_of_states(mesh_phonons(constants, mesh, nac, eigenvectors=True), projected=True)
+    tree = {
+        "bands": {
+            "distance": {f"{i:03d}": d for i, d in enumerate(along.distances)},
+            "frequencies": {f"{i:03d}": p.frequencies for i, p in enumerate(along.phonons)},
+        },
+        "dos": {"frequencies": dos.frequencies, "total": dos.total, "projected": dos.projected},
+        **(more or {}),
+    }
+    notes = {
+        "labels": [[a, b] for a, _, b, _ in along.segments], "numbers": constants.crystal.numbers.tolist(),
+        "units": "distance 1/Å without 2 pi; frequencies THz; densities 1/THz per primitive cell",
+    }  # fmt: skip
+    write_arrays(path, tree, notes)
+    return along

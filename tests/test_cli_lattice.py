@@ -1,0 +1,306 @@
+"""The verbs of lattice dynamics: files, resumption, reports, errors; numbers against the functions behind them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import read, write
+
+from jaxmd_thermal.cli import main
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.io.ase import atoms_from
+from jaxmd_thermal.lattice.conductivity import thermal_conductivity
+from jaxmd_thermal.lattice.density import mesh_phonons
+from jaxmd_thermal.lattice.force_constants import ForceConstants
+from jaxmd_thermal.lattice.thermodynamics import mean_square_displacements, thermodynamics
+from jaxmd_thermal.report import build_report
+
+WIGNER = ["wigner", "argon", "--potential", "lj-argon-gk", "--mesh", "3", "3", "3"]
+SMALL = ["--supercell", "2", "2", "2", "--fc3-supercell", "2", "2", "2"]
+
+
+def call(*arguments):
+    """Exit code of the command, run in this process."""
+    with pytest.raises(SystemExit) as exit:
+        main([str(a) for a in arguments])
+    return exit.value.code or 0
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def argon(tmp_path_factory):
+    """A finished `wigner` calculation of argon by two methods at two temperatures."""
+    pytest.importorskip("phono3py")
+    out = tmp_path_factory.mktemp("lattice") / "argon"
+    code = call(*WIGNER, *SMALL, "--temperature", "30", "60", "--method", "wigner", "rta", "--sigma", "0.2", "--no-isotopes",
+                "--protocol", "none", "--out", out)  # fmt: skip
+    assert code == 0
+    return out
+
+
+def forbid(monkeypatch, *names):
+    """Computing again is an error."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    for name in names:
+        monkeypatch.setattr(name, refuse)
+
+
+STAGES = (
+    "jaxmd_thermal.lattice.relax.relax",
+    "jaxmd_thermal.lattice.force_constants.force_constants",
+    "jaxmd_thermal.lattice.conductivity.thermal_conductivity",
+)
+
+
+# wigner
+
+
+def test_results_are_those_of_the_functions(argon):
+    document = json.loads((argon / "results.json").read_text())
+    assert {"results", "n_atoms", "volume_A3", "settings", "versions", "seed"} <= set(document)
+    relaxed = read(argon / "relaxed.extxyz")
+    assert document["n_atoms"] == 1 and document["volume_A3"] == pytest.approx(relaxed.get_volume() / 4, rel=1e-9)
+    assert [(r["method"], r["temperature_K"]) for r in document["results"]] == [
+        ("wigner", 30.0), ("wigner", 60.0), ("rta", 30.0), ("rta", 60.0)
+    ]  # fmt: skip
+    constants = ForceConstants.from_phono3py(argon / "force_constants")
+    expected = thermal_conductivity(constants, (3, 3, 3), (30.0, 60.0), sigma=0.2, isotopes=False)
+    for k, entry in enumerate(document["results"][:2]):
+        kappa = entry["thermal_conductivity_W_mK"]
+        assert np.allclose(kappa["tensor"], expected.kappa[k], rtol=1e-9, atol=1e-12)
+        assert kappa["isotropic"] == pytest.approx(np.trace(expected.kappa[k]) / 3)
+        assert kappa["stderr"] is None and kappa["tensor_stderr"] is None
+        assert np.allclose(entry["populations_W_mK"]["tensor"], expected.kappa_populations[k], rtol=1e-9, atol=1e-12)
+        assert entry["coherences_W_mK"]["isotropic"] == pytest.approx(
+            np.trace(expected.kappa_coherences[k]) / 3, abs=1e-12
+        )
+        assert entry["verdict"]["converged"] and "no imaginary modes on the 3x3x3 mesh" in entry["verdict"]["text"]
+        with h5py.File(argon / entry["mode_file"]) as file:
+            for name in ("qpoints", "weights", "frequencies", "gamma", "mode_kappa", "heat_capacity"):
+                assert np.allclose(file[name], getattr(expected, name), rtol=1e-8, atol=1e-12), name
+    assert document["settings"]["supercell"] == [2, 2, 2] and document["settings"]["isotopes"] is False
+    assert document["settings"]["protocol"] == "none" and document["stages"]["force_constants"]["seconds"] > 0
+
+
+def test_the_same_command_computes_nothing_again(argon, monkeypatch, capsys):
+    before = json.loads((argon / "results.json").read_text())
+    forbid(monkeypatch, *STAGES)
+    assert call("resume", argon) == 0
+    assert json.loads((argon / "results.json").read_text()) == before
+    (argon / "report.html").unlink()
+    assert call("report", argon) == 0 and (argon / "report.html").exists()
+    assert "wigner" in json.loads((argon / "command.json").read_text())["line"]
+    assert "--no-isotopes" in json.loads((argon / "command.json").read_text())["line"]
+
+
+def test_another_calculation_in_the_folder_is_refused(argon, capsys):
+    assert call(*WIGNER, *SMALL, "--temperature", "31", "--out", argon) == 2
+    assert "temperature [30.0, 60.0] there, [31.0] here" in capsys.readouterr().err
+
+
+def test_a_stage_of_another_structure_is_refused(argon, tmp_path, capsys):
+    """The same command, but the file behind it has changed meanwhile."""
+    from jaxmd_thermal.errors import CheckpointError
+    from jaxmd_thermal.io.lattice_directory import LatticeDirectory
+
+    folder = LatticeDirectory(argon)
+    key = folder.finished["relaxation"]["key"]
+    assert folder.relaxed(key) is not None
+    with pytest.raises(CheckpointError, match=r'structure: .* there, "other" now'):
+        folder.relaxed(key | {"structure": "other"})
+    assert LatticeDirectory(tmp_path).relaxed(key) is None
+
+
+def test_the_page_shows_what_was_asked_for(argon):
+    text = (argon / "report.html").read_text()
+    for heading in ("Bands and density of states", "Linewidths", "Cumulative over frequency", "Conductivity of each mode",
+                    "Cumulative over mean free path", "Conductivity over temperature", "Tensor"):  # fmt: skip
+        assert f"<h3>{heading}</h3>" in text, heading
+    assert "Wigner, 60 K" in text and "Green-Kubo" not in text
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text), "no outside resources"
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_damaged_mode_file_is_named(argon, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(argon, tmp_path / "copy")
+    (copy / "modes-wigner.hdf5").write_bytes(b"nothing")
+    (copy / "phonons.hdf5").unlink()
+    text = build_report(copy).read_text()
+    assert "modes-wigner.hdf5 is missing or damaged" in text and "Linewidths" in text  # rta still has its own
+
+
+def test_files_instead_of_a_potential(argon, in_folder):
+    """The force constants of one calculation are the input of the next; the result is the same."""
+    code = call("wigner", "--force-constants", argon / "force_constants", "--mesh", "3", "3", "3", "--temperature", "60",
+                "--sigma", "0.2", "--no-isotopes", "--out", "again")  # fmt: skip
+    assert code == 0
+    again = json.loads((in_folder / "again/results.json").read_text())["results"][0]
+    first = json.loads((argon / "results.json").read_text())["results"][1]
+    assert again["thermal_conductivity_W_mK"]["isotropic"] == pytest.approx(
+        first["thermal_conductivity_W_mK"]["isotropic"], rel=1e-9
+    )
+
+
+def test_imaginary_modes_make_the_conductivity_null(argon, in_folder):
+    """Force constants with the sign turned: every mode is imaginary, and the result says so instead of a number."""
+    constants = ForceConstants.from_phono3py(argon / "force_constants")
+    constants.replace(fc2=-np.asarray(constants.fc2)).save(in_folder / "unstable")
+    code = call("wigner", "--force-constants", "unstable", "--mesh", "3", "3", "3", "--temperature", "60",
+                "--sigma", "0.2", "--no-isotopes", "--out", "o")  # fmt: skip
+    assert code == 0
+    (entry,) = json.loads((in_folder / "o/results.json").read_text())["results"]
+    kappa = entry["thermal_conductivity_W_mK"]
+    assert kappa["isotropic"] is None and entry["populations_W_mK"]["isotropic"] is None
+    assert np.array(kappa["tensor"]).shape == (3, 3) and not np.any(np.array(kappa["tensor"]) != None)  # noqa: E711
+    assert entry["verdict"]["converged"] is False
+    assert re.search(r"modes are imaginary, the worst is band \d at q = \(.*\) with -.*i THz", entry["verdict"]["text"])
+    page = (in_folder / "o/report.html").read_text()
+    assert "imaginary" in page and "not available" in page and "jaxmd-thermal phonons" in page
+
+
+# phonons
+
+
+def test_phonons_of_the_same_force_constants(argon, in_folder):
+    code = call("phonons", "--force-constants", argon / "force_constants", "--mesh", "4", "4", "4", "--temperature", "20",
+                "60", "--grueneisen", "--out", "p")  # fmt: skip
+    assert code == 0
+    found = json.loads((in_folder / "p/phonons.json").read_text())
+    constants = ForceConstants.from_phono3py(argon / "force_constants")
+    mesh = mesh_phonons(constants, (4, 4, 4), eigenvectors=True)
+    expected = thermodynamics(mesh, [20.0, 60.0])
+    assert np.allclose(found["heat_capacity_J_mol_K"], expected.heat_capacity)
+    assert np.allclose(found["entropy_J_mol_K"], expected.entropy)
+    assert np.allclose(found["free_energy_kJ_mol"], expected.free_energy)
+    assert np.allclose(found["mean_square_displacements_A2"], mean_square_displacements(mesh, [20.0, 60.0]))
+    assert found["imaginary"] == "" and found["imaginary_modes"] == [] and found["n_atoms"] == 1
+    assert 2.0 < found["grueneisen"]["mean"][1] < 4.0 and found["grueneisen"]["linear_expansion_1_K"] is None
+    with h5py.File(in_folder / "p/phonons.hdf5") as file:
+        spacing = np.diff(file["dos/frequencies"])[0]
+        assert np.sum(file["dos/total"]) * spacing == pytest.approx(3.0, rel=0.02)
+        notes = json.loads(file.attrs["notes"])
+        assert notes["labels"][0][0] == "Γ" and len(notes["labels"]) == len(file["bands/distance"])
+    assert json.loads((in_folder / "p/results.json").read_text())["results"] == []
+    text = (in_folder / "p/report.html").read_text()
+    for heading in ("Bands and density of states", "Heat capacity and entropy", "Mean-square displacements",
+                    "Grüneisen parameters", "Thermodynamics"):  # fmt: skip
+        assert heading in text
+    assert "no imaginary modes" in text
+    (in_folder / "p/report.html").unlink()
+    assert call("report", "p") == 0 and (in_folder / "p/report.html").exists()
+
+
+# Errors and estimates
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["wigner"], r"wigner needs STRUCTURE, --potential, --mesh\. For example: jaxmd-thermal wigner silicon"),
+        (WIGNER[:4], r"wigner needs --mesh"),
+        (["phonons", "argon"], r"phonons needs --potential"),
+        ([*WIGNER, "--method", "wigner", "wigna"], r"--method is 'wigna', did you mean 'wigner'"),
+        ([*WIGNER, "--protocol", "fast"], r"--protocol is 'fast': it must be 'none', 'positions', 'converged'"),
+        ([*WIGNER, "--sigma", "-1"], r"--sigma is -1.0: it must be greater than 0"),
+        ([*WIGNER, "--temperature", "300", "-4"], r"--temperature is -4.0"),
+        ([*WIGNER, "--ad", "--displacement", "0.01"], r"--ad takes exact derivatives"),
+        ([*WIGNER, "--nac"], r"--nac needs Born charges"),
+        ([*WIGNER, "--force-constants", "there"], r"--force-constants brings its own crystal and needs no structure"),
+        (["phonons", "--force-constants", "there"], r"no file or folder 'there'"),
+        (["wigner", "--force-constants", "there"], r"wigner needs --mesh"),
+        ([*WIGNER, "--fc3-supercel", "3", "3", "3"], r"--fc3-supercel.*--fc3-supercell"),
+        (
+            ["wigner", "argon", "--potential", "lj-argon-gk", "--mesh", "900", "900", "900"],
+            r"mesh \(900, 900, 900\) needs about .* GiB .* take a coarser mesh",
+        ),
+        ([*WIGNER, "--fc3-supercell", "16", "16", "16"], r"fc3 of 1 atoms in a supercell of 16384 needs"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(arguments, message, capsys, in_folder):
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert not list(in_folder.iterdir()), "a refused command leaves nothing behind"
+
+
+def test_force_constants_without_third_order(in_folder, capsys):
+    from jaxmd_thermal.lattice import symmetry
+    from jaxmd_thermal.lattice.force_constants import empty_force_constants
+
+    geometry = symmetry.geometry_of(atoms_from("argon"), (1, 1, 1))
+    empty_force_constants(geometry, np.zeros((1, 4, 3, 3))).save("second")
+    assert call("wigner", "--force-constants", "second", "--mesh", "3", "3", "3") == 2
+    assert "'second' holds no third order" in capsys.readouterr().err
+
+
+def test_dry_run_computes_nothing(in_folder, monkeypatch, capsys):
+    pytest.importorskip("phono3py")
+    forbid(monkeypatch, *STAGES)
+    assert call(*WIGNER[:5], "11", "11", "11", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "supercell 3x3x3, 108 atoms, the smallest with 15 Å between its faces" in shown
+    assert re.search(r"1 displaced cells of 108 atoms, \d+ of 32 atoms: about", shown)
+    assert "1331 q-points" in shown and "for the conductivity" in shown
+    assert call("phonons", "argon", "--potential", "lj-argon-gk", "--ad", "--dry-run") == 0
+    assert "3 derivatives of 108 atoms" in capsys.readouterr().out
+    assert not list(in_folder.iterdir())
+
+
+def test_default_supercells_have_the_distance_between_faces():
+    from jaxmd_thermal.cli.crystal import smallest_supercell
+
+    for atoms in (bulk("Si"), bulk("Si", cubic=True), bulk("ZnO", "wurtzite", a=3.25, c=5.2)):
+        for faces in (10.0, 15.0):
+            found = smallest_supercell(atoms, faces)
+            for axis in range(3):
+                others = np.delete(np.asarray(atoms.cell), axis, 0)
+                height = abs(np.linalg.det(atoms.cell)) / np.linalg.norm(np.cross(*others))
+                assert found[axis] * height >= faces - 1e-3 and (found[axis] - 1) * height < faces
+
+
+def test_a_slab_is_no_crystal(in_folder, capsys):
+    atoms = bulk("Ar", cubic=True)
+    atoms.pbc = (True, True, False)
+    write("slab.extxyz", atoms)
+    assert call("phonons", "slab.extxyz", "--potential", "lj-argon-gk") == 2
+    assert "'slab.extxyz' is periodic along ab" in capsys.readouterr().err
+
+
+def test_options_from_a_file(tmp_path):
+    from jaxmd_thermal.cli.settings import settings_for
+
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'structure = "silicon"\npotential = "sw-silicon"\ntemperature = 300\nmesh = 9\n[wigner]\nmethod = "rta"\n'
+        "isotopes = false\nfc3_supercell = [2, 2, 2]\n"
+    )
+    s = settings_for("wigner", {}, file)
+    assert (s.temperature, s.mesh, s.method, s.isotopes, s.fc3_supercell) == (
+        (300.0,),
+        (9, 9, 9),
+        ("rta",),
+        False,
+        (2, 2, 2),
+    )
+    assert settings_for("phonons", {"temperature": (100.0, 200.0)}, file).temperature == (100.0, 200.0)
+    file.write_text("[wigner]\nmehtod = 'rta'")
+    with pytest.raises(InputError, match="unknown key 'mehtod', did you mean 'method'"):
+        settings_for("wigner", {}, file)
