@@ -16,6 +16,7 @@ from jaxmd_thermal.errors import InputError, OutputError, nearest
 from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.force_constants import ForceConstants, empty_force_constants
 from jaxmd_thermal.lattice.symmetry import Geometry
+from jaxmd_thermal.system import System
 from jaxmd_thermal.units import COULOMB
 
 YAML_NAMES = ("phono3py_params", "phonopy_params", "phono3py", "phono3py_disp", "phonopy", "phonopy_disp")
@@ -50,6 +51,40 @@ def read_force_constants(path: str | Path, symmetrize: bool = True) -> ForceCons
         _check_nac(file, nac, len(out.crystal.numbers))
         out = out.replace(crystal=symmetry.symmetric_nac(out.crystal, symprec=geometry.symprec))
     return out
+
+
+def read_displaced(path: str | Path) -> tuple[System, np.ndarray, np.ndarray]:
+    """Supercell, displacements (sets, atoms, 3) in Å and forces (sets, atoms, 3) in eV/Å of a file or folder.
+
+    Of third order where the file is phono3py's.
+
+    Raises:
+      InputError: as `read_force_constants`, and where there are no forces.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else None
+    file = _yaml_in(path) if folder else path
+    third, data = _parsed(file)
+    geometry = _geometry(file, data, third)
+    supercell = symmetry.system_of(symmetry.phonopy_object(geometry, 3 if third else 2).supercell)
+    sets = _sets(file, folder, "FORCES_FC3" if third else "FORCE_SETS", data.dataset, supercell.n_atoms)
+    if "displacements" in sets:
+        return supercell, np.array(sets["displacements"], float), np.array(sets["forces"], float)
+    moves, forces = [], []
+
+    def add(entry: Any, shift: np.ndarray) -> np.ndarray:
+        shift = shift.copy()
+        shift[entry["number"]] += entry["displacement"]
+        if entry.get("forces") is not None:
+            moves.append(shift)
+            forces.append(np.array(entry["forces"], float))
+        return shift
+
+    for first in sets["first_atoms"]:
+        moved = add(first, np.zeros((supercell.n_atoms, 3)))
+        for second in first.get("second_atoms", ()):
+            add(second, moved)
+    return supercell, np.stack(moves), np.stack(forces)
 
 
 def write_force_constants(force_constants: ForceConstants, folder: str | Path) -> Path:

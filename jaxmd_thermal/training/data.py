@@ -12,7 +12,7 @@ import numpy as np
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.system import System
 
-CLOSEST = 0.3
+CLOSEST = 0.5
 """Å. No two nuclei of a solid come closer; lengths in nm or in fractions do."""
 
 LARGEST_FORCE = 1e3

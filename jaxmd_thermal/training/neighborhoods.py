@@ -45,7 +45,7 @@ def neighborhood(frame: Frame, cutoff: float) -> Neighborhood:
     """All pairs closer than `cutoff`, images of an atom itself included.
 
     Raises:
-      InputError: a singular cell, or two atoms closer than 0.3 Å; the message names the frame.
+      InputError: a singular cell, or two atoms closer than 0.5 Å; the message names the frame.
     """
     cell = np.asarray(frame.cell, float)
     rows = cell[list(frame.pbc)]

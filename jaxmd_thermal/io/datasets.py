@@ -1,0 +1,201 @@
+"""Data sets for training, from files of structures (extxyz, ASE databases) and of phonopy and phono3py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.io.phono3py import read_displaced, read_force_constants
+from jaxmd_thermal.lattice import symmetry
+from jaxmd_thermal.lattice.force_constants import ForceConstants
+from jaxmd_thermal.system import System
+from jaxmd_thermal.training.data import Frame, check_frames
+from jaxmd_thermal.training.plausibility import check_displacements, check_energies_and_forces, check_force_constants
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    energy_key: str = "energy",
+    forces_key: str = "forces",
+    stress_key: str = "stress",
+    compound: str | Callable[[Any], str] = "compound",
+    check_units: bool = True,
+) -> list[Frame]:
+    """Labelled structures of any file that ASE reads: extended xyz, databases (.db, .json), trajectories, outputs.
+
+    Args:
+      energy_key, forces_key, stress_key: names of the labels, in the calculator's results, `info` or `arrays`. Energies in
+        eV, forces in eV/Å, stress in eV/Å^3 with ASE's sign, 3x3 or six Voigt components.
+      compound: entry of `info` that names the compound, or a function of the ASE `Atoms`; without one the reduced formula.
+      check_units: compare energies of similar frames with the work of their forces.
+
+    Raises:
+      InputError: a file that is missing or unreadable, no frames, labels of a wrong shape or not finite (with the frame),
+        units off by more than a factor of four.
+    """
+    from ase.io import iread
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no file '{path}': give a file of structures that ASE reads (.extxyz, .db, .traj, ...)"
+        )
+    frames = []
+    try:
+        for number, atoms in enumerate(iread(path, index=":")):
+            frames.append(_frame(atoms, f"'{path}', frame {number}", (energy_key, forces_key, stress_key), compound))
+    except InputError:
+        raise
+    except Exception as error:  # ASE's readers raise whatever their parser stumbles over
+        raise InputError(f"'{path}', frame {len(frames)} cannot be read ({type(error).__name__}: {error})") from error
+    check_frames(frames)
+    if check_units:
+        check_energies_and_forces(frames, f"'{path}'")
+    return frames
+
+
+def _frame(atoms: Any, source: str, keys: tuple[str, str, str], compound: str | Callable[[Any], str]) -> Frame:
+    results = {} if atoms.calc is None else dict(atoms.calc.results)
+
+    def label(key: str) -> Any:
+        for place in (results, atoms.info, atoms.arrays):
+            if place.get(key) is not None:
+                return place[key]
+        return None
+
+    energy, forces, stress = (label(key) for key in keys)
+    if stress is not None:
+        stress = np.asarray(stress, float)
+        if stress.size == 6:
+            xx, yy, zz, yz, xz, xy = stress.ravel()
+            stress = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        elif stress.size == 9:
+            stress = stress.reshape(3, 3)
+    name = compound(atoms) if callable(compound) else atoms.info.get(compound)
+    return Frame(
+        numbers=np.asarray(atoms.numbers, np.int32),
+        positions=np.asarray(atoms.positions, float),
+        cell=np.asarray(atoms.cell.array, float),
+        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
+        energy=None if energy is None else float(energy),
+        forces=None if forces is None else np.asarray(forces, float),
+        stress=stress,
+        compound=str(name) if name is not None else atoms.get_chemical_formula(empirical=True),
+        source=source,
+    )
+
+
+def read_phonon_frames(
+    path: str | Path,
+    *,
+    compound: str | None = None,
+    at_rest: bool = True,
+    stress: bool = False,
+    third: bool = False,
+    check_units: bool = True,
+) -> list[Frame]:
+    """The undisplaced supercell of a file of phonopy or phono3py, with columns of its force constants.
+
+    The columns are those of the primitive cell's atoms; the others repeat them. Force constants are symmetrised.
+
+    Args:
+      path: a file or folder (`ForceConstants.from_phono3py`).
+      compound: name; None: the name of the file.
+      at_rest: label the forces as zero, what they are at the relaxed geometry.
+      stress: label the stress as zero; right only if the cell was relaxed with the same settings.
+      third: third derivatives, too, where the file has them.
+      check_units: compare displacements and force constants with what is usual.
+
+    Returns: one frame; two where second and third order have supercells of their own.
+
+    Raises:
+      InputError: an unreadable file, or units off by an order of magnitude.
+    """
+    path = Path(path)
+    fc = read_force_constants(path)
+    assert fc.geometry is not None
+    name = compound or path.name.split(".")[0]
+    source = f"'{path}', undisplaced supercell"
+    frames = [_at_rest(fc, 2, name, source, at_rest, stress)]
+    if third and fc.fc3 is not None:
+        other = _at_rest(fc, 3, name, f"{source} of third order", at_rest, stress)
+        if other.n_atoms == frames[0].n_atoms and np.allclose(other.positions, frames[0].positions):
+            frames = [frames[0].replace(third=other.third)]
+        else:
+            frames.append(other)
+    check_frames(frames)
+    if check_units:
+        _check_single_displacements(path)
+        check_force_constants(frames[0])
+    return frames
+
+
+def _check_single_displacements(path: Path) -> None:
+    try:
+        _, displacements, _ = read_displaced(path)
+    except InputError:
+        return  # stored force constants, without forces
+    single = np.sum(np.any(displacements != 0.0, axis=2), axis=1) == 1
+    if single.any():
+        check_displacements(displacements[single], f"'{path}'")
+
+
+def _at_rest(fc: ForceConstants, order: int, name: str, source: str, at_rest: bool, stress: bool) -> Frame:
+    assert fc.geometry is not None
+    images = fc.images2 if order == 2 else fc.images3
+    assert images is not None
+    system = symmetry.system_of(symmetry.phonopy_object(fc.geometry, order).supercell)
+    rows = np.asarray(images.primitive_rows)
+    columns = (3 * rows[:, None] + np.arange(3)).ravel()
+    hessian = third = None
+    if order == 2:
+        hessian = np.asarray(fc.fc2, float).transpose(0, 2, 1, 3).reshape(len(columns), -1, 3)
+    else:
+        fc3 = np.asarray(fc.fc3, float)
+        own = np.stack(
+            [fc3[p, :, row] for p, row in enumerate(rows)]
+        )  # (primitive, atoms, 3, 3, 3): a, b, c of (p, i, p)
+        third = np.einsum("piaba->paib", own).reshape(len(columns), -1, 3)
+    return Frame(
+        numbers=np.asarray(system.numbers, np.int32),
+        positions=np.asarray(system.positions, float),
+        cell=np.asarray(system.cell, float),
+        forces=np.zeros((len(system.numbers), 3)) if at_rest else None,
+        stress=np.zeros((3, 3)) if stress else None,
+        columns=columns,
+        hessian=hessian,
+        third=third,
+        compound=name,
+        source=source,
+    )
+
+
+def read_displaced_frames(path: str | Path, *, compound: str | None = None, check_units: bool = True) -> list[Frame]:
+    """The displaced supercells of a file of phonopy or phono3py, each with its forces.
+
+    Args and errors: as for `read_phonon_frames`; a file without forces is an error.
+    """
+    path = Path(path)
+    system, displacements, forces = read_displaced(path)
+    if check_units:
+        _check_single_displacements(path)
+    frames = [_displaced(system, u, f, compound or path.name.split(".")[0], f"'{path}', displacement {number}")
+              for number, (u, f) in enumerate(zip(displacements, forces, strict=True))]  # fmt: skip
+    check_frames(frames)
+    return frames
+
+
+def _displaced(system: System, move: np.ndarray, forces: np.ndarray, name: str, source: str) -> Frame:
+    return Frame(
+        numbers=np.asarray(system.numbers, np.int32),
+        positions=np.asarray(system.positions, float) + move,
+        cell=np.asarray(system.cell, float),
+        forces=forces,
+        compound=name,
+        source=source,
+    )

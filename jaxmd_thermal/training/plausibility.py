@@ -1,0 +1,123 @@
+"""Labels in wrong units: forces or displacements off by an order of magnitude are found before a network learns them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.training.data import Frame
+from jaxmd_thermal.units import COULOMB
+
+SELF_TERMS = (0.7, 22.0)
+"""Self-terms of force constants over their estimate from distances; 1.4 to 11 in 26 crystals from rock salt to silicon."""
+
+DISPLACEMENTS = (0.004, 0.09)
+"""Å, lengths of the single displacements of finite-difference sets; 0.01 to 0.03 is usual."""
+
+OFF = 4.0
+"""Labels that agree with something else but for a factor beyond this are in other units."""
+
+ALIKE = 0.8
+"""Correlation from which two sets of numbers say the same but for a factor."""
+
+
+def check_force_constants(frame: Frame) -> None:
+    """Compare the self-terms of a frame's Hessian with an estimate from distances to the neighbours.
+
+    The estimate is sum_j e^2/(4 pi eps0 d^3) exp(-4 (d/d0 - 1))/3 with d0 the sum of the covalent radii: right within a
+    factor of three for solids. A factor of ten stands out for most of them; `fit` finds the rest, where the potential
+    that it starts from disagrees.
+
+    Raises:
+      InputError: names the source and the factor.
+    """
+    if frame.columns is None or frame.hessian is None:
+        return
+    from ase.data import covalent_radii
+
+    columns = np.asarray(frame.columns)
+    atoms = np.unique(columns // 3)
+    inverse = np.linalg.inv(frame.cell)
+    ratios = []
+    for atom in atoms:
+        mine = np.flatnonzero(columns // 3 == atom)
+        if len(mine) < 3:
+            continue
+        self_term = np.mean([frame.hessian[row, atom, columns[row] % 3] for row in mine])
+        apart = (frame.positions - frame.positions[atom]) @ inverse
+        apart = np.linalg.norm((apart - np.rint(apart)) @ frame.cell, axis=1)
+        others = apart > 0.1
+        if not others.any() or self_term <= 0:
+            continue
+        touching = covalent_radii[frame.numbers[atom]] + covalent_radii[frame.numbers[others]]
+        near = apart[others]
+        ratios.append(self_term / np.sum(COULOMB / (3.0 * near**3) * np.exp(-4.0 * (near / touching - 1.0))))
+    if not ratios:
+        return
+    typical = float(np.exp(np.mean(np.log(ratios))))
+    low, high = SELF_TERMS
+    if not low <= typical <= high:
+        factor = typical / np.sqrt(low * high)
+        raise InputError(
+            f"{frame.source}: its force constants are about {factor:.2g} times what such distances suggest: are forces "
+            "(eV/Å) or displacements (Å) in other units? If they are right, switch the check off (check_units=False)"
+        )
+
+
+def check_displacements(displacements: np.ndarray, source: str) -> None:
+    """Raises InputError where single-atom displacements (sets, atoms, 3) are of another order than Å/100."""
+    lengths = np.linalg.norm(np.asarray(displacements, float), axis=-1).max(axis=1)
+    low, high = DISPLACEMENTS
+    if lengths.min() < low or lengths.max() > high:
+        odd = lengths[(lengths < low) | (lengths > high)][0]
+        raise InputError(
+            f"{source}: a displacement is {odd:.3g} Å; {low} to {high} Å is usual for finite differences: are displacements in "
+            "other units? If they are right, switch the check off (check_units=False)"
+        )
+
+
+def check_energies_and_forces(frames: Sequence[Frame], source: str) -> None:
+    """Compare differences of energy between similar structures with the work of their forces.
+
+    Consecutive frames of the same atoms in the same cell, no atom of which moves more than 0.3 Å, have
+    `E' - E = -1/2 (F + F') . (x' - x)` but for third order.
+
+    Raises:
+      InputError: names the source and the factor between the two.
+    """
+    work, gain = [], []
+    for a, b in itertools.pairwise(frames):
+        if a.energy is None or b.energy is None or a.forces is None or b.forces is None:
+            continue
+        if not np.array_equal(a.numbers, b.numbers) or not np.allclose(a.cell, b.cell, atol=1e-6):
+            continue
+        moved = np.asarray(b.positions) - np.asarray(a.positions)
+        if all(a.pbc):
+            fractional = moved @ np.linalg.inv(a.cell)
+            moved = (fractional - np.rint(fractional)) @ a.cell
+        if np.max(np.abs(moved)) < 0.3:
+            work.append(-0.5 * float(np.sum((a.forces + b.forces) * moved)))
+            gain.append(b.energy - a.energy)
+    if len(work) < 4:
+        return
+    factor = agreement(np.array(work), np.array(gain))
+    if factor is not None and not 1 / OFF < factor < OFF:
+        raise InputError(
+            f"{source}: energies differ by {factor:.3g} times the work of the forces between similar frames: are energies (eV), "
+            "forces (eV/Å) or lengths (Å) in other units? If they are right, switch the check off (check_units=False)"
+        )
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> float | None:
+    """The factor from `one` to `other` if they agree but for it (correlation about zero above 0.8); else None."""
+    return factor_of(float(np.vdot(one, other)), float(np.vdot(one, one)), float(np.vdot(other, other)))
+
+
+def factor_of(product: float, one: float, other: float) -> float | None:
+    """`agreement` from sums of products: of both, of the first with itself, of the other with itself."""
+    if one <= 0 or other <= 0 or product < ALIKE * np.sqrt(one * other):
+        return None
+    return float(np.sqrt(other / one))
