@@ -132,16 +132,16 @@ def silicon_file(tmp_path_factory):
     moves = np.stack([c.positions - cell.positions for c in phonon.supercells_with_displacements])
     forces = displaced_forces(StillingerWeber.silicon(), system, moves)
 
+    right = [dict(d) for d in phonon.dataset["first_atoms"]]
+
     def made(force_factor=1.0, move_factor=1.0):
         path = tmp_path_factory.mktemp("phonopy") / "silicon.yaml"
-        given = [dict(d) for d in phonon.dataset["first_atoms"]]
+        given = [dict(d) for d in right]
         for entry, of_set in zip(given, forces, strict=True):
             entry["displacement"] = move_factor * np.array(entry["displacement"])
             entry["forces"] = force_factor * of_set
         phonon.dataset = {"natom": len(cell), "first_atoms": given}
         phonon.save(path, settings={"force_sets": True, "displacements": True, "force_constants": False})
-        for entry in given:
-            entry["displacement"] = entry["displacement"] / move_factor
         return path
 
     return made
