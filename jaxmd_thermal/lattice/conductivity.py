@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jaxmd_thermal.lattice.grid import Grid, Triplets, make_grid, make_triplets
 
 METHODS = ("wigner", "rta", "lbte")
 POPULATIONS = ("quantum", "classical")
+DTYPES = ("float64", "float32")
 BATCH = 64
 
 
@@ -71,6 +73,22 @@ class ThermalConductivity:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def save(self, path: str | Path) -> Path:
+        """Write a file with phono3py's names, shapes and units of data (`kappa-m*.hdf5`), which its tools read.
+
+        As in phono3py, `gamma` holds the three-phonon processes alone, six components are xx, yy, zz, yz, xz, xy, and
+        `mode_kappa`, star weights included, sums to `kappa` times the number of grid points. With "wigner" it includes the
+        coherences, and `kappa_intra` and `kappa_inter` are the two parts; with "lbte" there is `mode_kappa_RTA` instead.
+
+        Args:
+          path: of the file; in a folder that exists the file is named after the mesh.
+
+        Returns: path of the file.
+        """
+        from jaxmd_thermal.io.kappa_hdf5 import write_kappa
+
+        return write_kappa(self, path)
+
 
 class Problem(NamedTuple):
     """All that kappa depends on besides the force constants; made once by `prepare` (host)."""
@@ -102,6 +120,7 @@ def thermal_conductivity(
     populations: str = "quantum",
     *,
     block_average: bool = False,
+    dtype: str = "float64",
     memory: float | None = None,
 ) -> ThermalConductivity:
     """Thermal conductivity: relaxation-time approximation with or without coherences between bands, or Boltzmann equation.
@@ -122,6 +141,7 @@ def thermal_conductivity(
       populations: "quantum" (Bose-Einstein) or "classical" (kT/hf, heat capacity k_B: what classical dynamics has).
       block_average: average |V|^2 over degenerate modes. Tetrahedron linewidths depend on the arbitrary choice of
         eigenvectors inside degenerate blocks (0.1 to 0.3 % of kappa); with this they do not.
+      dtype: of the strengths |V|^2, "float64" or "float32"; all the rest is in double precision.
       memory: GiB that may be used; None: four fifths of the machine's.
 
     Raises:
@@ -132,7 +152,7 @@ def thermal_conductivity(
     with _backend.double_precision():
         _backend.check_toolchain()
         p = prepare(force_constants, mesh, temperatures, method, sigma, isotopes, nac, boundary, populations,
-                    block_average=block_average, memory=memory)  # fmt: skip
+                    block_average=block_average, dtype=dtype, memory=memory)  # fmt: skip
         ir = p.grid.irreducible
         solved = phonons.phonons(force_constants, p.grid.qpoints, nac)
         at_ir = phonons.phonons(force_constants, p.grid.qpoints[ir], nac, velocities=True)
@@ -179,7 +199,7 @@ def thermal_conductivity(
         mode_kappa=mode_kappa, crystal=force_constants.crystal, invalid=solved.describe_imaginary(),
         settings={
             "mesh": [int(m) for m in p.grid.mesh], "method": method, "sigma_THz": sigma, "isotopes": isotopes, "nac": nac,
-            "boundary_A": boundary, "populations": populations, "block_average": block_average,
+            "boundary_A": boundary, "populations": populations, "block_average": block_average, "dtype": dtype,
         },
         versions=_backend.versions(),
     )  # fmt: skip
@@ -199,17 +219,31 @@ def _in_scattering(collisions, gamma, f, velocity, unfolding, p: Problem) -> tup
     return np.stack(added), np.stack(by_mode)
 
 
-def kappa_function(
+class Transport(NamedTuple):
+    """What `transport_function` gives: kappa (T, 3, 3) W/(m K), its parts by populations and by coherences, frequencies
+    (k, bands) THz of the irreducible points, gamma (T, k, bands) THz, half widths of all processes, and heat_capacity
+    (T, k, bands) eV/K. kappa is NaN where the buffers are too small."""
+
+    kappa: Any
+    populations: Any
+    coherences: Any
+    frequencies: Any
+    gamma: Any
+    heat_capacity: Any
+
+
+def transport_function(
     force_constants: ForceConstants, mesh, temperatures=(300.0,), method: str = "wigner", **options
-) -> Callable:
-    """kappa as a pure function of (fc2, fc3), for `jax.grad` and `jax.jit`, under `jax.enable_x64`.
+) -> Callable[..., Transport]:
+    """Conductivity, frequencies, linewidths and heat capacities as pure functions of the force constants, for `jax.grad` and
+    `jax.jit`, under `jax.enable_x64`. One compiled program serves all functions of the same shapes and options.
 
     Arguments as in `thermal_conductivity`, but |V|^2 is averaged over degenerate modes unless `block_average=False`:
     derivatives need a result that does not depend on the choice of eigenvectors. The derivative is that under changes which
     keep the crystal's symmetry (`eigen.eigh`).
 
-    Returns: function of fc2 (P, S, 3, 3) eV/Å^2 and fc3 (P, S, S, 3, 3, 3) eV/Å^3 that gives (T, 3, 3) W/(m K); NaN where
-    the buffers, filled by these force constants, are too small for those of the call (make a new function then). Two more
+    Returns: function of fc2 (P, S, 3, 3) eV/Å^2 and fc3 (P, S, S, 3, 3, 3) eV/Å^3. Its buffers are filled by the force
+    constants given here; where those of a call need larger ones kappa is NaN (make a new function then). Two more
     arguments, `lattice` (3, 3) Å and `positions` (P, 3) fractions of the primitive cell, make it a function of the cell as
     well (`sensitivity.differentiable_force_constants` gives all four); not with `nac`.
     """
@@ -226,7 +260,17 @@ def kappa_function(
             modes = _modes(jnp.asarray(force_constants.fc2), p)
             _, capacity = _three_phonon(jnp.asarray(force_constants.fc3), modes, p, scattering.solved_linewidths)
             iso_capacity = len(p.grid.addresses) * modes.frequencies.shape[1] ** 2
-    return partial(_kappa, p, int(1.2 * capacity), iso_capacity, method == "wigner")
+        arrays = jax.tree.map(jnp.asarray, p._replace(triplets=None, options=None))
+    return partial(_transport, arrays, capacity=int(1.2 * capacity), iso_capacity=iso_capacity,
+                   with_coherences=method == "wigner", options=tuple(p.options.items()))  # fmt: skip
+
+
+def kappa_function(
+    force_constants: ForceConstants, mesh, temperatures=(300.0,), method: str = "wigner", **options
+) -> Callable:
+    """`transport_function` for kappa (T, 3, 3) W/(m K) alone."""
+    transport = transport_function(force_constants, mesh, temperatures, method, **options)
+    return lambda *constants: transport(*constants).kappa
 
 
 def _modes(fc2, p: Problem) -> scattering.Modes:
@@ -239,7 +283,7 @@ def _modes(fc2, p: Problem) -> scattering.Modes:
 def _three_phonon(fc3, modes, p: Problem, function, **more):
     return function(fc3, modes, p.paths, jnp.asarray(p.masses), jnp.asarray(p.positions), p.work,
                     jnp.asarray(p.temperatures), sigma=p.options["sigma"], blocks=p.options["blocks"],
-                    classical=p.options["classical"], **more)  # fmt: skip
+                    classical=p.options["classical"], dtype=p.options["dtype"], **more)  # fmt: skip
 
 
 def _moved(p: Problem, lattice, positions) -> Problem:
@@ -253,13 +297,15 @@ def _moved(p: Problem, lattice, positions) -> Problem:
             "do not give `lattice` and `positions`"
         )
     shift = positions - p.positions
-    of = np.argsort(p.at.groups.reshape(-1)) // p.at.groups.shape[1]
+    of = jnp.argsort(p.at.groups.reshape(-1)) // p.at.groups.shape[1]
     fractions = p.at.vectors @ p.reciprocal.T + (shift[of][:, None] - shift[None])[:, :, None]
     return p._replace(at=p.at._replace(vectors=fractions @ lattice, reciprocal=jnp.linalg.inv(lattice).T),
                       reciprocal=jnp.linalg.inv(lattice).T, volume=jnp.abs(jnp.linalg.det(lattice)))  # fmt: skip
 
 
-def _kappa(p: Problem, capacity: int, iso_capacity: int, with_coherences: bool, fc2, fc3, lattice=None, positions=None):
+@partial(jax.jit, static_argnames=("capacity", "iso_capacity", "with_coherences", "options"))
+def _transport(p: Problem, fc2, fc3, lattice=None, positions=None, *, capacity, iso_capacity, with_coherences, options):
+    p = p._replace(options=dict(options))
     modes = _modes(fc2, p)
     result = _three_phonon(fc3, modes, p, scattering.linewidths, capacity=capacity)
     ir = jnp.asarray(p.grid.irreducible)
@@ -279,7 +325,9 @@ def _kappa(p: Problem, capacity: int, iso_capacity: int, with_coherences: bool, 
         gamma = gamma + isotope_scattering.boundary_linewidths(wigner.speeds(velocity, f), p.options["boundary"])
     parts = _finish(f, velocity, gamma, here)
     total = parts.populations + parts.coherences if with_coherences else parts.populations
-    return jnp.where(result.needed <= capacity, total, jnp.nan)
+    heat = jnp.swapaxes(wigner.heat_capacity(f, p.temperatures, p.options["classical"]), 0, 1)
+    total = jnp.where(result.needed <= capacity, total, jnp.nan)
+    return Transport(total, parts.populations, parts.coherences, f, gamma, heat)
 
 
 def _finish(f, velocity, gamma, p: Problem, coherences: bool = True) -> wigner.Conductivity:
@@ -292,7 +340,8 @@ def _finish(f, velocity, gamma, p: Problem, coherences: bool = True) -> wigner.C
 
 
 def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method="wigner", sigma=None, isotopes=True,
-            nac=False, boundary=None, populations="quantum", *, block_average=False, memory=None) -> Problem:  # fmt: skip
+            nac=False, boundary=None, populations="quantum", *, block_average=False, dtype="float64",
+            memory=None) -> Problem:  # fmt: skip
     """Check the arguments of `thermal_conductivity`, estimate its memory, and lay out grid, triplets and buffers (host)."""
     fc = force_constants
     if fc.fc3 is None or fc.images3 is None:
@@ -301,6 +350,8 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
         raise InputError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
     if populations not in POPULATIONS:
         raise InputError(f"populations is {populations!r}: expected one of {', '.join(POPULATIONS)}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     if sigma is not None and not sigma > 0:
         raise InputError(f"sigma is {sigma!r} THz: give a positive width, or None for tetrahedra")
     if boundary is not None and not boundary > 0:
@@ -314,14 +365,14 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
     grid = make_grid(crystal.lattice, mesh, rotations)
     triplets = make_triplets(grid, crystal.lattice)
     work = scattering.plan(grid, triplets, strength.transform_bytes(crystal, fc.images3))
-    lattice = np.asarray(crystal.lattice)
-    cartesian = np.einsum("ia,gij,bj->gab", lattice, rotations, np.linalg.inv(lattice))
     return Problem(
         grid=grid, triplets=triplets, work=work, at=phonons.interpolation(crystal, fc.images2, nac),
         paths=strength.make_paths(fc.images3), reciprocal=crystal.reciprocal, masses=np.asarray(crystal.masses, float),
-        positions=np.asarray(crystal.positions), volume=crystal.volume, rotations=cartesian,
+        positions=np.asarray(crystal.positions), volume=crystal.volume,
+        rotations=symmetry.cartesian_point_group(crystal),
         variances=isotope_scattering.mass_variances(crystal.numbers) if isotopes else None, temperatures=kelvin,
-        options={"sigma": sigma, "blocks": block_average, "classical": populations == "classical", "boundary": boundary},
+        options={"sigma": sigma, "blocks": block_average, "classical": populations == "classical", "boundary": boundary,
+                 "dtype": dtype},
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 
@@ -36,6 +37,7 @@ class Crystal:
         return np.linalg.inv(self.lattice).T
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Images:
     """Shortest vectors from the atoms of the primitive cell to those of a supercell (phonopy's dense layout).

@@ -86,8 +86,7 @@ def displaced_forces(
         return np.zeros((0, system.n_atoms, 3))
     furthest = float(np.max(np.linalg.norm(displacements, axis=-1)))
     with double_precision():
-        # In steps of 0.1 Å, so that displacements of about the same length share one compiled program.
-        neighbors = _prepared(potential, system, dtype, 0.1 * math.ceil(20.0 * furthest + 0.1))
+        neighbors = prepared_neighbors(potential, system, dtype, furthest)
         where = (system.cell, system.numbers, neighbors)
 
         def run(moves):
@@ -115,7 +114,7 @@ def third_derivatives(
     """
     pairs = np.asarray(pairs, np.int32).reshape(-1, 2)
     with double_precision():
-        neighbors = _prepared(potential, system, dtype, 0.0)
+        neighbors = prepared_neighbors(potential, system, dtype)
         where = (system.positions, system.cell, system.numbers, neighbors)
 
         def run(first, second):
@@ -124,11 +123,14 @@ def third_derivatives(
         return _in_batches(run, (pairs[:, 0], pairs[:, 1]), check_batch(batch_size, system.n_atoms))
 
 
-def _prepared(potential: Potential, system: System, dtype: str, skin: float) -> NeighborList:
+def prepared_neighbors(potential: Potential, system: System, dtype: str, furthest: float = 0.0) -> NeighborList:
+    """Neighbours that hold while atoms move by up to `furthest` Å; the arguments are checked."""
     check_dtype(dtype)
     check_potential(potential, system)
     check_toolchain()
     demands: dict[str, Any] = neighbor_demands(potential, moving=False)
+    # In steps of 0.1 Å, so that displacements of about the same length share one compiled program.
+    skin = 0.1 * math.ceil(20.0 * furthest + 0.1) if furthest else 0.0
     neighbors = allocate(system, required_cutoff(potential), **(demands | {"skin": skin}))
     check_sites(system, neighbors)
     return neighbors

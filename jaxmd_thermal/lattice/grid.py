@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
@@ -11,6 +12,7 @@ from jaxmd_thermal.errors import InputError
 DIAGONALS = ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Gamma-centred grid of the primitive cell; `n` points, the first address runs fastest.

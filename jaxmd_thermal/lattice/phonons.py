@@ -95,10 +95,12 @@ def matrix_slope(fc2, at: Interpolation, q, direction=None):
 
 
 def frequencies_of(eigenvalues):
-    """THz from THz^2; imaginary ones as negative. The slope at zero is taken as zero."""
-    some = jnp.abs(eigenvalues) > 1e-30
-    root = jnp.sqrt(jnp.where(some, jnp.abs(eigenvalues), 1.0))
-    return jnp.where(some, jnp.sign(eigenvalues) * root, 0.0)
+    """THz from THz^2; imaginary ones as negative. Below 1e-4 THz, where acoustic modes at Gamma are rounding, the slope is
+    taken as zero."""
+    size = jnp.abs(eigenvalues)
+    some = size > 1e-8
+    root = jnp.where(some, jnp.sqrt(jnp.where(some, size, 1.0)), jnp.sqrt(jax.lax.stop_gradient(size)))
+    return jnp.sign(eigenvalues) * root
 
 
 def modes(fc2, at: Interpolation, q, direction=None):

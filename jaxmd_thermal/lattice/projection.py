@@ -1,7 +1,7 @@
 """Symmetry of force constants in the compact layout: space group, permutation and translation, as linear maps.
 
 Each map is an orthogonal projection (of the full tensor), and they commute, so applying each once satisfies all of them to
-rounding. Everything is linear in the force constants. Arrays of NumPy, on the host.
+rounding. Everything is linear in the force constants. On the host; the projections also take arrays of JAX.
 
 Compact layout: the first index runs over the primitive cell's atoms, the others over the supercell's (phonopy).
 """
@@ -70,9 +70,8 @@ def project_fc2(fc2, images: Images, to_primitive: np.ndarray):
     turned = fc2[of[None, :], to_primitive[:, rows].T]
     fc2 = 0.5 * (fc2 + turned.swapaxes(-1, -2))
     mean = fc2.mean(axis=1)  # over the second atom
-    weights = np.bincount(of, minlength=len(rows)) / len(of)
-    total = (weights[:, None, None] * mean).sum(axis=0)
-    return fc2 - mean[:, None] - mean[of][None].swapaxes(-1, -2) + total
+    columns = mean[of]  # of every supercell atom
+    return fc2 - mean[:, None] - columns[None].swapaxes(-1, -2) + columns.mean(axis=0)
 
 
 def fc3_from_rows(rows: dict[tuple[int, int], np.ndarray], operations: Operations, images: Images) -> np.ndarray:

@@ -19,7 +19,9 @@ def relax(potential: Any, atoms: Any, protocol: str = "leaderboard") -> Atoms:
           of the minimum, so its result has no derivative with respect to the potential.
         "ksrme": diagonal strain only; FIRE first with fixed symmetry, then without (the first stands if the symmetry
           changes), fmax 1e-4 eV/Å, 300 steps each.
-        "converged": fixed symmetry, BFGS to 1e-6 eV/Å, refused otherwise.
+        "converged": fixed symmetry, BFGS to 1e-3 eV/Å, then Newton's method with exact second derivatives; refused unless
+          forces are below 1e-6 eV/Å and stress below 1e-8 eV/Å^3. The only one whose result has a derivative with respect to
+          the potential (`sensitivity.differentiable_force_constants`).
 
     Returns: ASE `Atoms`; `info["relaxation"]` says the protocol, whether it converged, and whether the space group
       (symprec 1e-5 Å) is that of the start. A relaxation that ran out of steps is returned as the protocols do.

@@ -122,9 +122,9 @@ class Linewidths(NamedTuple):
     collisions: Any = None
 
 
-@partial(jax.jit, static_argnames=("sigma", "blocks", "capacity", "classical"))
+@partial(jax.jit, static_argnames=("sigma", "blocks", "capacity", "classical", "dtype"))
 def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperatures, *, sigma=None, blocks=False,
-               capacity=0, classical=False, unfolding=None):  # fmt: skip
+               capacity=0, classical=False, unfolding=None, dtype="float64"):  # fmt: skip
     """Three-phonon linewidths gamma = K sum w |V|^2 {(n'+n''+1) d(f-f'-f'') + (n'-n'')[d(f+f'-f'') - d(f-f'+f'')]}.
 
     Equations (10) and (11) of Togo, Chaput and Tanaka, Phys. Rev. B 91, 094306 (2015); pure and differentiable.
@@ -139,14 +139,17 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
       capacity: length of the buffer of active band triples (tetrahedra); see `Linewidths.needed`.
       unfolding: `boltzmann.Unfolding` where the collision matrix is wanted. A triplet couples q to q' by K |V|^2 [d(f-f'-f'')
         + d(f+f'-f'') + d(f-f'+f'')]/sinh(hf''/2kT) (Chaput, Phys. Rev. Lett. 110, 265506 (2013)), and to q'' likewise.
+      dtype: of |V|^2; frequencies, delta functions and sums stay in double precision.
 
     Returns: `Linewidths`; with `needed` > `capacity` the widths are incomplete and have to be computed again.
     """
-    fc3 = strength.grouped(fc3, paths)
-    inverse_root = 1 / jnp.sqrt(masses)
+    waves = jnp.result_type(dtype, jnp.complex64)
+    fc3 = strength.grouped(fc3.astype(dtype), paths)
+    inverse_root = (1 / jnp.sqrt(masses)).astype(dtype)
     f, q = modes.frequencies, modes.qpoints
-    phases = strength.phase_factors(paths, q)
-    vectors = modes.eigenvectors * jnp.repeat(inverse_root, 3)[:, None]
+    phases = strength.phase_factors(paths, q).astype(waves)
+    eigenvectors = modes.eigenvectors.astype(waves)
+    vectors = eigenvectors * jnp.repeat(inverse_root, 3)[:, None]
     points = jnp.asarray(work.points)
     n = occupation(f, temperatures, classical)
     constant = 0.0 if classical else 1.0
@@ -159,7 +162,7 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
         first = jax.tree.map(lambda x: x[k], firsts)
         shift = jnp.exp(2j * jnp.pi * ((q[points[k]] + take(q, q1) + take(q, q2)) @ (positions - positions[0]).T))
         amplitude = strength.amplitudes(first, take(transforms, third), take(phases, q1), take(phases, q2),
-                                        take(vectors, q1), take(vectors, q2), shift)  # fmt: skip
+                                        take(vectors, q1), take(vectors, q2), shift.astype(waves))  # fmt: skip
         values = strength.strengths(amplitude, f[points[k]], take(f, q1), take(f, q2))
         return strength.block_mean(values, means[points[k]], take(means, q1), take(means, q2)) if blocks else values
 
@@ -199,7 +202,7 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
             collisions = _collected(collisions, unfolding, jnp.repeat(k, 2 * TILE), partners, couplings)
         return collisions, (total, needed)
 
-    firsts = jax.lax.map(lambda p: strength.first_phonon(fc3, phases[p], modes.eigenvectors[p], inverse_root), points)
+    firsts = jax.lax.map(lambda p: strength.first_phonon(fc3, phases[p], eigenvectors[p], inverse_root), points)
 
     def chunk(collisions, args):
         thirds, *rows = args

@@ -179,17 +179,22 @@ def _rotated_sum(terms: Terms, values, n_rows: int):
         return total.at[target].add(weights[None, :, None] * moved[:, None, :]), None
 
     start = jnp.zeros((n_rows, values.shape[1], 3, 3), values.dtype)
-    return jax.lax.scan(add, start, jax.tree.map(jnp.asarray, terms))[0]
+    return jax.lax.scan(add, start, terms)[0]
 
 
+def rows_of_fc2(forces, plan: SecondOrder):
+    """fc2 of `solve_fc2` before its projection: what phonopy's solver gives."""
+    return -_rotated_sum(plan.terms, forces, len(plan.images.primitive_rows))
+
+
+@jax.jit
 def solve_fc2(forces, plan: SecondOrder):
     """fc2 (primitive atoms, supercell atoms, 3, 3) eV/Å^2 of the forces (cells, atoms, 3) eV/Å; linear, pure."""
-    rows = -_rotated_sum(plan.terms, forces, len(plan.images.primitive_rows))
-    return project_fc2(rows, plan.images, plan.to_primitive)
+    return project_fc2(rows_of_fc2(forces, plan), plan.images, plan.to_primitive)
 
 
-def solve_fc3(forces, plan: ThirdOrder):
-    """fc3 (primitive atoms, supercell atoms, supercell atoms, 3, 3, 3) eV/Å^3 of the forces (cells, atoms, 3); linear, pure."""
+def rows_of_fc3(forces, plan: ThirdOrder):
+    """fc3 of `solve_fc3` before its projection: what phono3py's solver gives."""
     n = forces.shape[1]
     firsts = len(plan.moves) - len(plan.base)
     change = forces[firsts:] - forces[plan.base]
@@ -201,5 +206,10 @@ def solve_fc3(forces, plan: ThirdOrder):
         return total.at[target].add(weights[:, None, None] * moved[:, :, None]), None
 
     start = jnp.zeros((len(plan.images.primitive_rows), n, n, 3, 3, 3), forces.dtype)
-    rows = jax.lax.scan(add, start, jax.tree.map(jnp.asarray, plan.outer))[0]
-    return project_fc3(rows, plan.images, plan.to_primitive)
+    return jax.lax.scan(add, start, plan.outer)[0]
+
+
+@jax.jit
+def solve_fc3(forces, plan: ThirdOrder):
+    """fc3 (primitive atoms, supercell atoms, supercell atoms, 3, 3, 3) eV/Å^3 of the forces (cells, atoms, 3); linear, pure."""
+    return project_fc3(rows_of_fc3(forces, plan), plan.images, plan.to_primitive)

@@ -238,6 +238,12 @@ def point_group(crystal: Crystal, symprec: float = SYMPREC) -> np.ndarray:
     return np.unique(found["rotations"], axis=0)
 
 
+def cartesian_point_group(crystal: Crystal, symprec: float = SYMPREC) -> np.ndarray:
+    """(operations, 3, 3) the rotations of `point_group` in Cartesian coordinates."""
+    lattice = np.asarray(crystal.lattice)
+    return np.einsum("ia,gij,bj->gab", lattice, point_group(crystal, symprec), np.linalg.inv(lattice))
+
+
 def equivalent_atoms(crystal: Crystal, symprec: float = SYMPREC) -> np.ndarray:
     """(atoms,) a label for each atom; symmetry-equivalent atoms have the same."""
     import spglib

@@ -159,6 +159,19 @@ def test_boundaries_and_temperatures(nacl):
     assert not np.allclose(classical.kappa[0], free.kappa[0], rtol=1e-3)
 
 
+def test_strengths_in_single_precision(nacl):
+    _, fc = nacl
+    double, single = (
+        thermal_conductivity(fc, (3, 3, 3), (80.0, 300.0), sigma=0.5, boundary=1e4, dtype=d)
+        for d in ("float64", "float32")
+    )
+    assert single.gamma.dtype == np.float64
+    np.testing.assert_allclose(single.kappa, double.kappa, rtol=2e-6, atol=1e-6)
+    some = double.gamma > 1e-8
+    worst = np.abs(single.gamma / np.where(some, double.gamma, 1.0) - 1)[some].max()
+    assert 1e-9 < worst < 1e-5
+
+
 def test_gradient_of_the_public_function(nacl):
     """kappa, frequencies, linewidths and heat capacities along a change that keeps the symmetry: fc2 and fc3 scaled."""
     _, fc = nacl
@@ -168,12 +181,13 @@ def test_gradient_of_the_public_function(nacl):
 
         def along(x):
             y = function(fc2 * (1 + x), fc3 * (1 + 0.7 * x))
-            return jnp.stack([y.kappa[0, 0, 0], y.frequencies.mean(), y.gamma.mean(), y.heat_capacity.mean()])
+            seen = y.frequencies[1:]  # at Gamma acoustic modes are rounding
+            return jnp.stack([y.kappa[0, 0, 0], seen.mean(), y.gamma.mean(), y.heat_capacity.mean()])
 
         f = jax.jit(along)
         value, slope = f(0.0), jax.jit(jax.jacrev(along))(0.0)
-        numeric = [(f(h) - f(-h)) / (2 * h) for h in (2e-3, 1e-3)]
-    np.testing.assert_allclose(slope, (4 * numeric[1] - numeric[0]) / 3, rtol=1e-6)
+        coarse, fine = (np.asarray(f(h) - f(-h)) / (2 * h) for h in (2e-3, 1e-3))
+    np.testing.assert_allclose(slope, (4 * fine - coarse) / 3, rtol=1e-6)
     value = value[0]
     direct = thermal_conductivity(fc, (3, 3, 3), sigma=0.5, boundary=1e4, block_average=True)
     assert float(value) == pytest.approx(direct.kappa[0, 0, 0], rel=1e-9)
@@ -193,7 +207,7 @@ def test_errors_name_value_limit_and_remedy(nacl):
         thermal_conductivity(fc, (300, 300, 300), memory=8)
     for options, words in (
         ({"method": "lbt"}, "wigner"), ({"populations": "cold"}, "classical"), ({"sigma": -1.0}, "positive width"),
-        ({"boundary": 0.0}, "positive length"), ({"temperatures": (0.0,)}, "positive numbers"),
+        ({"dtype": "float16"}, "float32"), ({"boundary": 0.0}, "positive length"), ({"temperatures": (0.0,)}, "positive numbers"),
         ({"mesh": (4, 4)}, "three positive"), ({"mesh": (4, 4, 5)}, "breaks the symmetry"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
