@@ -20,7 +20,6 @@ import jaxmd_thermal
 from jaxmd_thermal import evaluate, load_potential
 from jaxmd_thermal.errors import InputError, UnstableError, UnsupportedError
 from jaxmd_thermal.io import calculator as module
-from jaxmd_thermal.io.ase import velocities_of
 from jaxmd_thermal.io.calculator import Calculator, evaluate_with
 from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones
 
@@ -130,7 +129,7 @@ def test_heat_flux_is_that_of_evaluate(potential):
     p, atoms = potential(), crystal(1, moving=True)
     calc = Calculator(p, skin=0.0 if potential is argon else None)
     flux = calc.get_property("heat_flux", atoms)
-    expected = evaluate(p, atoms, ("heat_flux", "heat_flux_potential"), velocities=velocities_of(atoms))
+    expected = evaluate(p, atoms, ("heat_flux", "heat_flux_potential"), velocities=atoms.get_velocities() * ase.units.fs)
     np.testing.assert_allclose(flux, expected["heat_flux"], rtol=1e-12)
     np.testing.assert_allclose(calc.results["heat_flux_potential"], expected["heat_flux_potential"], rtol=1e-12)
 
@@ -159,7 +158,7 @@ def test_new_velocities_renew_the_flux_and_nothing_else(counted):
     np.testing.assert_allclose(calc.get_property("heat_flux", atoms), -first, rtol=1e-12)
     atoms.set_masses(2 * atoms.get_masses())  # momenta stay, velocities change
     third = calc.get_property("heat_flux", atoms)
-    expected = evaluate(argon(), atoms, "heat_flux", velocities=velocities_of(atoms))["heat_flux"]
+    expected = evaluate(argon(), atoms, "heat_flux", velocities=atoms.get_velocities() * ase.units.fs)["heat_flux"]
     np.testing.assert_allclose(third, expected, rtol=1e-12)
     assert len(counted) == 4
     atoms.positions[0] += 0.1
