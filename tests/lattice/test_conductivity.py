@@ -159,6 +159,7 @@ def test_boundaries_and_temperatures(nacl):
     assert not np.allclose(classical.kappa[0], free.kappa[0], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_strengths_in_single_precision(nacl):
     _, fc = nacl
     double, single = (

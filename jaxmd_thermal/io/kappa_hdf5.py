@@ -1,0 +1,68 @@
+"""Thermal conductivities as the files that phono3py writes and its tools read (kappa-m*.hdf5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmd_thermal._backend import double_precision
+from jaxmd_thermal.io.hdf5 import write_arrays
+from jaxmd_thermal.lattice import symmetry, wigner
+from jaxmd_thermal.lattice.conductivity import ThermalConductivity
+
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+"""xx, yy, zz, yz, xz, xy: phono3py's order."""
+
+
+def write_kappa(result: ThermalConductivity, path: str | Path) -> Path:
+    """See `ThermalConductivity.save`."""
+    path = Path(path)
+    settings = result.settings
+    if path.is_dir():
+        sigma = "" if settings["sigma_THz"] is None else f"-s{settings['sigma_THz']:g}"
+        path = path / f"kappa-m{''.join(str(m) for m in settings['mesh'])}{sigma}.hdf5"
+    squares, amount, same, share = _pairs(result)
+    n = result.weights.sum()
+    intra = np.where(same[..., None], squares, 0.0)
+    populations = n * np.einsum("Tkst,kstv->Tksv", amount, intra)
+    tree = {
+        "temperature": result.temperatures, "mesh": np.asarray(settings["mesh"], "int64"), "qpoint": result.qpoints,
+        "weight": result.weights.astype("int64"), "frequency": result.frequencies,
+        "group_velocity": result.group_velocity, "gv_by_gv": intra.sum(2) * result.weights[:, None, None],
+        "heat_capacity": result.heat_capacity, "kappa": _voigt(result.kappa),
+        "gamma": result.gamma_normal + result.gamma_umklapp, "gamma_N": result.gamma_normal,
+        "gamma_U": result.gamma_umklapp, "gamma_isotope": result.gamma_isotope,
+        "boundary_mfp": None if settings["boundary_A"] is None else 1e-4 * settings["boundary_A"],
+        "sigma": settings["sigma_THz"], "kappa_unit_conversion": wigner.CONDUCTIVITY / result.crystal.volume,
+    }  # fmt: skip
+    if settings["method"] == "wigner":
+        coherences = n * np.einsum("Tkst,kstv->Tksv", amount * share, squares - intra)
+        tree |= {"kappa_intra": _voigt(result.kappa_populations), "kappa_inter": _voigt(result.kappa_coherences)}
+        tree |= {"mode_kappa": populations + coherences}
+    elif settings["method"] == "rta":
+        tree |= {"mode_kappa": populations}
+    else:
+        tree |= {"kappa_RTA": _voigt(result.kappa_populations), "mode_kappa_RTA": populations}
+    return write_arrays(
+        path, tree, {"settings": dict(settings), "versions": dict(result.versions), "invalid": result.invalid}
+    )
+
+
+def _voigt(tensors: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) -> (..., 6)."""
+    return tensors[..., VOIGT[0], VOIGT[1]]
+
+
+def _pairs(result: ThermalConductivity) -> tuple[np.ndarray, ...]:
+    """Squared velocities (k, bands, bands, 6), and `wigner.Pairs`."""
+    with double_precision():
+        pairs = wigner.pairs(
+            jnp.asarray(result.frequencies), jnp.asarray(result.gamma), jnp.asarray(result.weights), result.crystal.volume,
+            jnp.asarray(result.temperatures), result.settings["populations"] == "classical",
+        )  # fmt: skip
+        velocity2 = wigner.squared_velocity(
+            jnp.asarray(result.velocity_operator), symmetry.cartesian_point_group(result.crystal)
+        )
+        return (_voigt(np.asarray(velocity2)), *(np.asarray(x) for x in pairs))
