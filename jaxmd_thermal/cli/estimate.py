@@ -56,8 +56,8 @@ def estimate(verb: str, potential: Any, atoms: Any, settings: Any) -> str:
 
 def estimate_lattice(source: Any, planned: Any, mesh: Any, settings: Any) -> str:
     """A few lines: evaluations, time and memory of force constants and, with a mesh, of the conductivity."""
-    from jaxmd_thermal.lattice.conductivity import estimated_bytes
     from jaxmd_thermal.lattice.force_constants import estimate_force_constants
+    from jaxmd_thermal.lattice.problem import estimated_bytes
     from jaxmd_thermal.lattice.symmetry import point_group
 
     lines = [f"dry run: nothing is computed. Estimates are good to a factor of three on {_cores()} CPU cores."]

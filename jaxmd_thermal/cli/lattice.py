@@ -42,7 +42,7 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
     announce(_introduction(verb, settings, source, mesh, out))
     planned = plan(source)
     if verb == "wigner":
-        from jaxmd_thermal.lattice.conductivity import refuse_too_large
+        from jaxmd_thermal.lattice.problem import refuse_too_large
 
         for method in settings.method:
             refuse_too_large(planned, mesh, len(settings.temperature), method=method)
@@ -123,7 +123,7 @@ def _from_files(verb: str, settings: Any) -> Source:
 
 def _check_methods(settings: Any) -> None:
     from jaxmd_thermal.errors import nearest
-    from jaxmd_thermal.lattice.conductivity import METHODS
+    from jaxmd_thermal.lattice.problem import METHODS
 
     for method in settings.method:
         if method not in METHODS:
