@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 VARIABLES = ("frequency", "mean_free_path")
 
+SHORTEST = 1e-6
+"""Mean free paths below this share of the longest one are velocities that vanish up to rounding; no curve begins there."""
+
 
 def mean_free_path(result: ThermalConductivity) -> np.ndarray:
     """(temperatures, k, bands) Å: |v|/(4 pi gamma), with all processes in gamma.
@@ -37,7 +40,7 @@ def cumulative(
       result: conductivity on a mesh.
       over: "frequency" (THz) or "mean_free_path" (Å).
       points: length of the curve, at least 2; frequencies from zero in equal steps, mean free paths in equal ratios from the
-        shortest that is not zero.
+        shortest that is not zero up to rounding.
       temperature: which row of `result.temperatures`.
 
     Returns: x (points,), and kappa (points,) W/(m K) of the modes at or below x, which ends at the mean of `result.kappa`.
