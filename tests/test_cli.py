@@ -184,7 +184,7 @@ def test_every_flag_is_a_key_of_the_schema(capsys):
     for verb, schema in SCHEMAS.items():
         call(verb, "--help")
         flags = set(re.findall(r"^│ (--[a-z0-9-]+)", capsys.readouterr().out, re.M))
-        keys = {"--" + k.replace("_", "-") for k in schema.model_fields} - {"--structure"}
+        keys = {"--" + k.replace("_", "-") for k in schema.model_fields} - {"--structure", "--name"}
         assert keys <= flags | {"--config"}, f"{verb}: {keys - flags}"
         assert flags - keys <= {"--config", "--debug", "--dry-run", "--help", "--version"}, f"{verb}: {flags - keys}"
 

@@ -1,129 +1,32 @@
-"""Verbs and flags. What they do is in `commands.py`, which is imported only when a verb runs."""
+"""Verbs and flags. What they do is in modules that are imported only when a verb runs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
-from jaxmd_thermal import __version__
-from jaxmd_thermal.errors import ThermalError
-
-app = App(
-    name="jaxmd-thermal",
-    help="Thermal conductivity with an error bar, from a structure and a potential.",
-    version=__version__,
-    default_parameter=Parameter(negative=(), negative_iterable=(), negative_none=(), show_default=False),
-    suppress_keyboard_interrupt=False,  # `guarded` says how to go on
-    help_format="plaintext",
-    help_epilogue="First try: jaxmd-thermal green-kubo argon --potential lj-argon-gk --temperature 50 "
-    "--supercell 4 4 4 --steps 20000 --out runs/argon50",
+from jaxmd_thermal.cli.flags import (
+    LATTICE,
+    OUTPUT,
+    RUN,
+    Conductivity,
+    Config,
+    Debug,
+    DryRun,
+    Dynamics,
+    Lattice,
+    Potential,
+    Structure,
+    Supercell,
+    Vectors,
+    app,
+    as_tuple,
+    typed_flags,
 )
-RUN = Group("Dynamics", sort_key=2)
-LATTICE = Group("Lattice dynamics", sort_key=2)
-OUTPUT = Group("Output", sort_key=3)
-
-Structure = Annotated[str | None, Parameter(help="Structure file (any that ASE reads), or `argon`, `silicon`.")]
-Potential = Annotated[str | None, Parameter(help="Name (jaxmd-thermal models list), or a file or folder.")]
-Supercell = Annotated[
-    tuple[int, int, int] | None, Parameter(help="Repetitions along the three lattice vectors.", group=RUN)
-]
-Mesh = Annotated[
-    tuple[int, int, int] | None,
-    Parameter(help="q-points along the primitive cell's reciprocal vectors.", group=LATTICE),
-]
-Config = Annotated[str | None, Parameter(help="TOML file with the same options; what is typed wins.", group=OUTPUT)]
-Debug = Annotated[bool, Parameter(help="Show the traceback of an error.", group=OUTPUT)]
-
-
-@Parameter(name="*")
-@dataclass
-class Dynamics:
-    """Flags of every verb that runs dynamics; None: not typed."""
-
-    temperature: Annotated[float | None, Parameter(help="K.", group=RUN)] = None
-    supercell: Supercell = None
-    timestep: Annotated[float | None, Parameter(help="fs [default: 4].", group=RUN)] = None
-    steps: Annotated[int | None, Parameter(help="Steps that are measured [default: 100000; md: 10000].", group=RUN)] = (
-        None
-    )
-    replicas: Annotated[
-        int | None, Parameter(help="Independent copies; they give the error bar [default: 4; md: 1].", group=RUN)
-    ] = None
-    seed: Annotated[int | None, Parameter(help="The same seed gives the same numbers [default: 0].", group=RUN)] = None
-    dtype: Annotated[
-        str | None, Parameter(help="float64, or float32 for the potential only [default: float64].", group=RUN)
-    ] = None
-    sample_every: Annotated[
-        int | None, Parameter(help="Steps between stored values [default: 1; hnemd: 5; md: 100].", group=RUN)
-    ] = None
-    out: Annotated[
-        str | None, Parameter(help="Folder for results.json, run.h5, report.html and checkpoints.", group=OUTPUT)
-    ] = None
-
-
-@Parameter(name="*")
-@dataclass
-class Conductivity(Dynamics):
-    """Flags of both routes to a conductivity."""
-
-    equilibration: Annotated[
-        int | None, Parameter(help="Steps before, which are discarded [default: 10000].", group=RUN)
-    ] = None
-    volume: Annotated[float | None, Parameter(help="Å^3, for slabs, wires, clusters and --flux.", group=RUN)] = None
-    thickness: Annotated[float | None, Parameter(help="Å, for slabs: the volume is area times this.", group=RUN)] = None
-
-
-@Parameter(name="*")
-@dataclass
-class Lattice:
-    """Flags of every verb of lattice dynamics; None: not typed."""
-
-    force_constants: Annotated[
-        str | None, Parameter(help="Files of phonopy or phono3py (a folder or *.yaml) instead of a potential.")
-    ] = None
-    temperature: Annotated[
-        list[float] | None,
-        Parameter(help="K; several are possible [default: 300].", consume_multiple=True, group=LATTICE),
-    ] = None
-    mesh: Mesh = None
-    supercell: Annotated[
-        tuple[int, int, int] | None,
-        Parameter(help="Of second order [default: the smallest with 15 Å between its faces].", group=LATTICE),
-    ] = None
-    displacement: Annotated[
-        float | None, Parameter(help="Å, of the finite displacements [default: 0.03].", group=LATTICE)
-    ] = None
-    ad: Annotated[bool | None, Parameter(help="Exact derivatives instead of displacements.", group=LATTICE)] = None
-    protocol: Annotated[
-        str | None,
-        Parameter(
-            help="Relaxation: none, positions (cell kept), converged, leaderboard, ksrme [default: converged].",
-            group=LATTICE,
-        ),
-    ] = None
-    nac: Annotated[bool | None, Parameter(help="Non-analytic correction from Born charges.", group=LATTICE)] = None
-    batch_size: Annotated[
-        int | None, Parameter(help="Displaced cells evaluated together; memory grows with it.", group=LATTICE)
-    ] = None
-    out: Annotated[
-        str | None, Parameter(help="Folder for results.json, force constants, modes and report.html.", group=OUTPUT)
-    ] = None
-
-
-DryRun = Annotated[bool, Parameter(help="Estimate time and memory; compute nothing.", group=OUTPUT)]
-Vectors = Annotated[
-    list[tuple[float, float, float]] | None,
-    Parameter(help="1/Å, three components; repeat the flag to check the linear regime.", group=RUN),
-]
-
-
-def _typed(dynamics: Dynamics | Lattice | None, **more: Any) -> dict[str, Any]:
-    given = {f.name: getattr(dynamics, f.name) for f in fields(dynamics)} if dynamics is not None else {}
-    return given | more
+from jaxmd_thermal.errors import ThermalError
 
 
 @app.command(name="green-kubo")
@@ -149,7 +52,7 @@ def green_kubo(
     """Conductivity from the fluctuations of the heat flux at equilibrium."""
     from jaxmd_thermal.cli import commands
 
-    typed = _typed(dynamics, structure=structure, potential=potential, sizes=_tuple(sizes), flux=_tuple(flux))
+    typed = typed_flags(dynamics, structure=structure, potential=potential, sizes=as_tuple(sizes), flux=as_tuple(flux))
     typed["flux_units"] = flux_units
     return commands.run("green-kubo", typed, config, dry_run=dry_run)
 
@@ -175,7 +78,7 @@ def hnemd(
     """Conductivity from the response to a driving force, with the spectrum of the current."""
     from jaxmd_thermal.cli import commands
 
-    typed = _typed(dynamics, structure=structure, potential=potential, driving_force=_tuple(driving_force))
+    typed = typed_flags(dynamics, structure=structure, potential=potential, driving_force=as_tuple(driving_force))
     typed["spectral_lags"] = spectral_lags
     return commands.run("hnemd", typed, config, dry_run=dry_run)
 
@@ -199,7 +102,7 @@ def md(
     """Molecular dynamics with a trajectory (trajectory.extxyz) and energies (run.h5)."""
     from jaxmd_thermal.cli import commands
 
-    typed = _typed(dynamics, structure=structure, potential=potential, ensemble=ensemble, pressure=pressure)
+    typed = typed_flags(dynamics, structure=structure, potential=potential, ensemble=ensemble, pressure=pressure)
     return commands.run("md", typed, config, dry_run=dry_run)
 
 
@@ -240,8 +143,8 @@ def wigner(
     """Conductivity of a crystal by lattice dynamics: populations and coherences, or the Boltzmann equation."""
     from jaxmd_thermal.cli import lattice as verbs
 
-    typed = _typed(lattice, structure=structure, potential=potential, fc3_supercell=fc3_supercell, sigma=sigma)
-    typed |= dict(method=_tuple(method), isotopes=isotopes, boundary=boundary, populations=populations)
+    typed = typed_flags(lattice, structure=structure, potential=potential, fc3_supercell=fc3_supercell, sigma=sigma)
+    typed |= dict(method=as_tuple(method), isotopes=isotopes, boundary=boundary, populations=populations)
     return verbs.run("wigner", typed, config, dry_run=dry_run)
 
 
@@ -262,8 +165,39 @@ def phonons(
     """Bands, density of states, heat capacity, free energy, entropy and displacements of a crystal."""
     from jaxmd_thermal.cli import lattice as verbs
 
-    typed = _typed(lattice, structure=structure, potential=potential, grueneisen=grueneisen)
+    typed = typed_flags(lattice, structure=structure, potential=potential, grueneisen=grueneisen)
     return verbs.run("phonons", typed, config, dry_run=dry_run)
+
+
+@app.command
+def campaign(
+    name: Annotated[str | None, Parameter(help="phonondb103: 103 binary solids with DFT conductivities.")] = None,
+    /,
+    *,
+    data: Annotated[str | None, Parameter(help="Folder with structures and DFT values (not shipped).")] = None,
+    potential: Potential = None,
+    protocol: Annotated[str | None, Parameter(help="leaderboard or ksrme [default: leaderboard].")] = None,
+    scheduler: Annotated[
+        str | None, Parameter(help="local, or the address of a Dask scheduler [default: local].", group=RUN)
+    ] = None,
+    compounds: Annotated[
+        list[str] | None, Parameter(help="Only these: NaCl, BeO-wurtzite, mp-22862.", consume_multiple=True, group=RUN)
+    ] = None,
+    workers: Annotated[int | None, Parameter(help="Processes of the local scheduler [default: 1].", group=RUN)] = None,
+    batch_size: Annotated[
+        int | None, Parameter(help="Displaced cells evaluated together; memory grows with it.", group=RUN)
+    ] = None,
+    out: Annotated[str | None, Parameter(help="Folder; run again with more compounds to go on.", group=OUTPUT)] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Conductivities of many solids beside DFT, one job each, restartable."""
+    from jaxmd_thermal.cli import campaign as verbs
+
+    typed = dict(name=name, data=data, potential=potential, protocol=protocol, scheduler=scheduler, workers=workers)
+    typed |= dict(compounds=as_tuple(compounds), batch_size=batch_size, out=out)
+    return verbs.run("campaign", typed, config, dry_run=dry_run)
 
 
 @app.command(name="check-heat-flux")
@@ -340,10 +274,6 @@ def models_export(
     from jaxmd_thermal.cli import models as verbs
 
     return verbs.export(name, out)
-
-
-def _tuple(values: list | None) -> tuple | None:
-    return None if values is None else tuple(values)
 
 
 def main(arguments: list[str] | None = None) -> None:

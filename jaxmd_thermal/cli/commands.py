@@ -124,8 +124,13 @@ def _directory(verb: str, settings: Any) -> Path:
     return Path("runs") / f"{stem}-{verb}{at}"
 
 
-def remember(out: Path, verb: str, settings: Any, atoms: Any = None, plain: dict[str, Any] | None = None) -> None:
+def remember(
+    out: Path, verb: str, settings: Any, atoms: Any = None, plain: dict[str, Any] | None = None,
+    repeatable: tuple[str, ...] = ("out",),
+) -> None:  # fmt: skip
     """Write `command.json` (for `resume`) and `structure.extxyz`; refuse a folder that holds another run.
+
+    Options in `repeatable` may differ from those of the earlier command.
 
     Raises:
       CheckpointError: names the options that differ.
@@ -139,8 +144,8 @@ def remember(out: Path, verb: str, settings: Any, atoms: Any = None, plain: dict
     plain = _plain(settings) if plain is None else plain
     earlier = _remembered(out)
     if earlier is not None:
-        old = {k: v for k, v in earlier["settings"].items() if k != "out"} | {"verb": earlier["verb"]}
-        new = {k: v for k, v in plain.items() if k != "out"} | {"verb": verb}
+        old = {k: v for k, v in earlier["settings"].items() if k not in repeatable} | {"verb": earlier["verb"]}
+        new = {k: v for k, v in plain.items() if k not in repeatable} | {"verb": verb}
         different = [f"{k} {old.get(k)} there, {new.get(k)} here" for k in sorted(old.keys() | new.keys())
                      if old.get(k) != new.get(k)]  # fmt: skip
         if different:
@@ -345,6 +350,10 @@ def verb_function(verb: str) -> Callable[..., int]:
         from jaxmd_thermal.cli import lattice
 
         return lattice.run
+    if verb == "campaign":
+        from jaxmd_thermal.cli import campaign
+
+        return campaign.run
     return run
 
 

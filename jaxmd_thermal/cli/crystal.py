@@ -23,7 +23,7 @@ class Source:
       potential: a potential, or None where `files` are given.
       atoms: the structure as given (files: their cell).
       protocol: of the relaxation ("none": none).
-      supercell, fc3_supercell: 3 whole numbers; the second is None without third order.
+      supercell, fc3_supercell: 3 whole numbers or a matrix; the second is None without third order.
       displacement: Å, None: exact derivatives.
       primitive: "auto" or a matrix (phonopy's).
       files: force constants that were read.
@@ -32,8 +32,8 @@ class Source:
     potential: Any
     atoms: Any
     protocol: str = "converged"
-    supercell: tuple[int, int, int] | None = None
-    fc3_supercell: tuple[int, int, int] | None = None
+    supercell: Any = None
+    fc3_supercell: Any = None
     displacement: float | None = 0.03
     batch_size: int | None = None
     primitive: Any = "auto"
@@ -53,13 +53,25 @@ class Source:
             "protocol": self.protocol,
         }
 
+    def supercell_atoms(self) -> Any:
+        """The undisplaced supercell of second order."""
+        from ase.build import make_supercell
+
+        from jaxmd_thermal.lattice.symmetry import matrix_of
+
+        return make_supercell(self.atoms, matrix_of(self.supercell).T)
+
     def full_key(self) -> dict[str, Any]:
         if self.files is not None:
             return self.key()
         return self.key() | {
-            "supercell": list(self.supercell or ()), "fc3_supercell": list(self.fc3_supercell or ()),
+            "supercell": _listed(self.supercell), "fc3_supercell": _listed(self.fc3_supercell),
             "displacement": self.displacement, "primitive": np.asarray(self.primitive).tolist(),
         }  # fmt: skip
+
+
+def _listed(supercell: Any) -> Any:
+    return None if supercell is None else np.asarray(supercell).tolist()
 
 
 def smallest_supercell(atoms: Any, faces: float) -> tuple[int, int, int]:
@@ -80,13 +92,14 @@ def plan(source: Source) -> Any:
     n = round(len(source.atoms) * abs(np.linalg.det(geometry.primitive_matrix)))
     per_cell = len(source.atoms)
 
-    def zeros(supercell: tuple[int, int, int], order: int) -> np.ndarray:
-        copies = per_cell * int(np.prod(supercell))
+    def zeros(matrix: np.ndarray, order: int) -> np.ndarray:
+        copies = per_cell * round(np.linalg.det(matrix))
         return np.broadcast_to(0.0, (n, *(copies,) * (order - 1), *(3,) * order))
 
-    assert source.supercell is not None
-    third = None if source.fc3_supercell is None else zeros(source.fc3_supercell, 3)
-    return empty_force_constants(geometry, zeros(source.supercell, 2), third)
+    third = geometry.fc3_supercell_matrix
+    return empty_force_constants(
+        geometry, zeros(geometry.supercell_matrix, 2), None if third is None else zeros(third, 3)
+    )
 
 
 def default_mesh(source: Source) -> tuple[int, int, int]:

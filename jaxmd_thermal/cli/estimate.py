@@ -54,7 +54,7 @@ def estimate(verb: str, potential: Any, atoms: Any, settings: Any) -> str:
     )
 
 
-def estimate_lattice(source: Any, planned: Any, mesh: Any, settings: Any) -> str:
+def estimate_lattice(source: Any, planned: Any, mesh: Any, methods: tuple[str, ...] = (), temperatures: int = 1) -> str:
     """A few lines: evaluations, time and memory of force constants and, with a mesh, of the conductivity."""
     from jaxmd_thermal.lattice.force_constants import estimate_force_constants
     from jaxmd_thermal.lattice.problem import estimated_bytes
@@ -65,7 +65,7 @@ def estimate_lattice(source: Any, planned: Any, mesh: Any, settings: Any) -> str
         e = estimate_force_constants(
             source.atoms, source.supercell, source.fc3_supercell, source.displacement, source.batch_size
         )
-        per_atom = _force_seconds(source.potential, source.atoms.repeat(source.supercell))
+        per_atom = _force_seconds(source.potential, source.supercell_atoms())
         exact = source.displacement is None
         seconds = e.seconds(per_atom, SECOND if exact else 1.0, THIRD if exact else 1.0)
         what = "derivatives" if exact else "displaced cells"
@@ -78,8 +78,8 @@ def estimate_lattice(source: Any, planned: Any, mesh: Any, settings: Any) -> str
         points = math.prod(mesh)
         distinct = max(1.0, points / (len(point_group(planned.crystal))))
         bands = 3 * len(planned.crystal.numbers)
-        seconds = len(settings.method) * distinct * points / 2 * TRIPLET * (bands / 6) ** 3 / max(1, _cores())
-        memory = max(estimated_bytes(planned, mesh, len(settings.temperature), m) for m in settings.method)
+        seconds = len(methods) * distinct * points / 2 * TRIPLET * (bands / 6) ** 3 / max(1, _cores())
+        memory = max(estimated_bytes(planned, mesh, temperatures, m) for m in methods)
         lines += [
             f"  phonons   {points} q-points, about {distinct * points / 2:.0f} triplets: about {duration(seconds)}",
             f"  memory    at most {size(memory)} for the conductivity",

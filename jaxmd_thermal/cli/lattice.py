@@ -49,7 +49,8 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
     if dry_run:
         from jaxmd_thermal.cli.estimate import estimate_lattice
 
-        announce(estimate_lattice(source, planned, mesh if verb == "wigner" else None, settings))
+        methods = settings.method if verb == "wigner" else ()
+        announce(estimate_lattice(source, planned, mesh if methods else None, methods, len(settings.temperature)))
         return 0
     from jaxmd_thermal._backend import enable_compilation_cache
     from jaxmd_thermal.cli.commands import remember
@@ -164,9 +165,7 @@ def _wigner(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages)
         entries += conductivity_stage(constants, mesh, method, options, source, atoms, folder, stages)
     with stages("phonons", "bands and density of states"):
         write_phonons(out / "phonons.hdf5", constants, mesh, settings.nac)
-    return document(entries, constants, _facts(settings, source, mesh, atoms), versions()) | {
-        "stages": _times_of(folder)
-    }
+    return document(entries, constants, _facts(settings, source, mesh, atoms), versions()) | {"stages": folder.times}
 
 
 def _phonons(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages) -> dict[str, Any]:
@@ -212,7 +211,7 @@ def _phonons(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages
         },
         out / "phonons.json",
     )  # fmt: skip
-    return document([], constants, facts, versions()) | {"stages": _times_of(folder)}
+    return document([], constants, facts, versions()) | {"stages": folder.times}
 
 
 def _mean_square(tensor: np.ndarray) -> np.ndarray:
@@ -273,12 +272,6 @@ def _facts(settings: Any, source: Source, mesh: Any, atoms: Any) -> dict[str, An
         "cell_lengths_A": [float(x) for x in lengths], "cell_angles_deg": [float(x) for x in angles],
         "relaxation": relaxation,
     }  # fmt: skip
-
-
-def _times_of(folder: Any) -> dict[str, Any]:
-    """Seconds of the stages, those of earlier processes included."""
-    kept = ("seconds", "compile_seconds")
-    return {name: {k: entry[k] for k in kept if k in entry} for name, entry in folder.finished.items()}
 
 
 def _write(found: Mapping[str, Any], out: Path) -> None:

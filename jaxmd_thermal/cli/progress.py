@@ -64,7 +64,7 @@ class Stages:
     """The steps of a calculation without time steps: each is shown while it runs, with its time and that of compilation.
 
     Attributes:
-      took: {stage: {"seconds", "compile_seconds"}} of what has been computed.
+      took: {stage: {"seconds", "cpu_seconds", "compile_seconds"}} of what has been computed.
     """
 
     def __init__(self, quiet: bool = False):
@@ -74,11 +74,14 @@ class Stages:
     @contextmanager
     def __call__(self, name: str, detail: str = "") -> Iterator[None]:
         title = name.replace("_", " ") + (f": {detail}" if detail else "")
-        start, compiled = time.perf_counter(), compile_seconds()
+        start, used, compiled = time.perf_counter(), time.process_time(), compile_seconds()
         with self._shown(title):
             yield
         seconds, compiling = time.perf_counter() - start, compile_seconds() - compiled
-        self.took[name] = {"seconds": round(seconds, 3), "compile_seconds": round(compiling, 3)}
+        self.took[name] = {
+            "seconds": round(seconds, 3), "cpu_seconds": round(time.process_time() - used, 3),
+            "compile_seconds": round(compiling, 3),
+        }  # fmt: skip
         if not self.quiet:
             of_it = f", {duration(compiling)} of it compiling (once)" if compiling >= 1.0 else ""
             print(f"{title}: {duration(seconds)}{of_it}", file=sys.stderr, flush=True)

@@ -157,6 +157,25 @@ class WignerSettings(LatticeSettings):
         return (value,) if isinstance(value, str) else value
 
 
+class CampaignSettings(Strict):
+    """Options of `campaign`."""
+
+    name: Literal["phonondb103"] = "phonondb103"
+    data: str | None = None
+    potential: str | None = None
+    protocol: Literal["leaderboard", "ksrme"] = "leaderboard"
+    scheduler: str = "local"
+    compounds: tuple[str, ...] = ()
+    workers: Repetition = 1
+    batch_size: Repetition | None = None
+    out: str | None = None
+
+    @field_validator("compounds", mode="before")
+    @classmethod
+    def _one_compound(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 SCHEMAS: dict[str, type[Strict]] = {
     "green-kubo": GreenKuboSettings,
     "hnemd": HnemdSettings,
@@ -164,6 +183,7 @@ SCHEMAS: dict[str, type[Strict]] = {
     "check-heat-flux": CheckSettings,
     "phonons": PhononsSettings,
     "wigner": WignerSettings,
+    "campaign": CampaignSettings,
 }
 EXAMPLES = {
     "green-kubo": "green-kubo argon --potential lj-argon-gk --temperature 50 --supercell 4 4 4 --out runs/argon",
@@ -173,6 +193,7 @@ EXAMPLES = {
     "check-heat-flux": "check-heat-flux argon --potential lj-argon-gk",
     "phonons": "phonons silicon --potential sw-silicon --out runs/silicon-phonons",
     "wigner": "wigner silicon --potential sw-silicon --mesh 11 11 11 --temperature 300 --out runs/silicon",
+    "campaign": "campaign phonondb103 --data DIR --potential nequix-mp-1 --compounds NaCl LiBr --out runs/phonondb103",
 }
 """Commands that work, for messages about what is missing."""
 

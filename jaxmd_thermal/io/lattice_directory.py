@@ -56,6 +56,12 @@ class LatticeDirectory:
                 f"'{self.path / STAGES}' is damaged ({error}): delete it to compute again, or choose another --out"
             ) from error
 
+    @property
+    def times(self) -> dict[str, dict[str, float]]:
+        """{stage: seconds, CPU seconds, compile seconds}, those of earlier processes included."""
+        kept = ("seconds", "cpu_seconds", "compile_seconds")
+        return {name: {k: entry[k] for k in kept if k in entry} for name, entry in self.finished.items()}
+
     def relaxed(self, key: Mapping[str, Any]) -> Atoms | None:
         """The relaxed cell, to the last bit, if it was made from the same `key`."""
         entry = self._entry("relaxation", key)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.report import figures, lattice
+from jaxmd_thermal.report.campaign import build_campaign_report
 from jaxmd_thermal.report.curves import traces_of
 from jaxmd_thermal.report.data import RunData, conductivity, load_run, number, with_error
 from jaxmd_thermal.report.shell import escape, framed, page, rows, section, write_page
@@ -74,12 +75,15 @@ GLOSS = {
 def build_report(directory: str | Path) -> Path:
     """Write `DIR/report.html` from `DIR/results.json`, `run.h5`, `structure.extxyz`, and return its path.
 
+    The page of a campaign comes from `campaign.json`.
     Pieces that are missing or damaged are left out and named at the end of the page.
 
     Raises:
       InputError: no run in that folder.
       OutputError: the page cannot be written.
     """
+    if (Path(directory) / "campaign.json").exists():
+        return build_campaign_report(Path(directory))
     data = load_run(directory)
     return write_page(Path(directory) / "report.html", render(data))
 

@@ -31,6 +31,7 @@ padding:18px 20px}
 pre{margin:0;padding:10px 12px;background:#eef1f4;border-radius:6px;font:13.5px/1.5 ui-monospace,SFMono-Regular,Menlo,
 Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
 figure.wide{grid-column:1/-1}
+.many{overflow-x:auto}.many .tensor{font-size:13px}.many .why{text-align:left;white-space:normal;color:var(--bad)}
 figure svg{display:block;height:auto;max-width:100%}
 figure.picture svg{max-width:380px;margin:0 auto}
 figcaption{margin-top:6px;color:var(--soft);font-size:13.5px;line-height:1.45}
