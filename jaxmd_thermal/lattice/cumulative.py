@@ -57,12 +57,12 @@ def cumulative(
     finite = value[np.isfinite(value) & (value > 0)]
     if not len(finite):
         raise InputError(f"no mode has a positive, finite {over.replace('_', ' ')}: there is nothing to cumulate over")
-    x = (
-        np.linspace(0.0, finite.max(), points)
-        if over == "frequency"
-        else np.geomspace(finite.min(), finite.max(), points)
-    )
-    x[-1] = finite.max()
+    last = finite.max()
+    if over == "frequency":
+        x = np.linspace(0.0, last, points)
+    else:
+        x = np.geomspace(finite[finite > SHORTEST * last].min(), last, points)
+    x[-1] = last
     order = np.argsort(value)
     sums = np.concatenate([[0.0], np.cumsum(part[order])])
     kappa = sums[np.searchsorted(value[order], x, side="right")]
