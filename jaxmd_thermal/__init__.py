@@ -32,6 +32,7 @@ __all__ = [
     "sre",
     "phonon_errors",
     "evaluate_phonons",
+    "fit",
     "__version__",
 ]
 
@@ -67,6 +68,7 @@ _HOMES: dict[str, str | None] = {
     "sre": "lattice.metrics",
     "phonon_errors": "training.evaluation",
     "evaluate_phonons": "training.evaluation",
+    "fit": "training.fit",
 }
 
 

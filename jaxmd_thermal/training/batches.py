@@ -10,7 +10,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -211,6 +211,19 @@ class Batches:
         packs += [Pack(shape, tuple(rest)) for shape, rest in open_packs.items() if rest]
         return packs
 
+    def steps(self, epoch: int | None, parts: int = 1, accumulate: int = 1) -> list[list[tuple[Pack, ...]]]:
+        """Steps of an epoch: each `accumulate` groups of up to `parts` packs of one shape (fewer at the end)."""
+        groups: list[tuple[Pack, ...]] = []
+        waiting: dict[Shape, list[Pack]] = {}
+        for pack in self.plan(epoch):
+            inside = waiting.setdefault(pack.shape, [])
+            inside.append(pack)
+            if len(inside) == parts:
+                groups.append(tuple(inside))
+                inside.clear()
+        groups += [tuple(rest) for rest in waiting.values() if rest]
+        return [groups[i : i + accumulate] for i in range(0, len(groups), accumulate)]
+
     def _fits(self, shape: Shape, members: list[int]) -> bool:
         atoms, images, _ = np.sum([self._size_of[i] for i in members], axis=0)
         return len(members) <= shape.graphs and atoms <= shape.atoms and images <= shape.images
@@ -238,9 +251,14 @@ class Batches:
         """Where the structures of a pack came from, for messages."""
         return [self.frames[i].source for i in pack.frames]
 
-    def stream(self, packs: Iterable[Pack], epoch: int | None) -> Iterator[tuple[Pack, Batch]]:
-        """Packs with their batches; the next ones are made while the device works."""
-        return prefetched((lambda p=p: (p, self.assemble(p, epoch))) for p in packs)
+    def parts(self, group: tuple[Pack, ...], epoch: int | None, parts: int) -> list[Batch]:
+        """The batches of a group, filled up to `parts` with empty ones."""
+        made = [self.assemble(pack, epoch) for pack in group]
+        return made + [empty_like(made[0])] * (parts - len(made))
+
+    def stream(self, epoch: int | None) -> Iterator[tuple[Pack, Batch]]:
+        """Packs of an epoch with their batches; the next ones are made while the device works."""
+        return prefetched((lambda p=p: (p, self.assemble(p, epoch))) for p in self.plan(epoch))
 
 
 def prefetched(makers: Iterable[Callable[[], Any]], ahead: int = 2) -> Iterator[Any]:
@@ -275,6 +293,12 @@ def prefetched(makers: Iterable[Callable[[], Any]], ahead: int = 2) -> Iterator[
                 results.get(timeout=0.01)
             except queue.Empty:
                 pass
+
+
+def empty_like(batch: Batch) -> Batch:
+    """A batch of the same shape in which nothing has a label."""
+    masks = ("atoms", "has_energy", "has_forces", "has_stress", "has_columns", "has_hessian", "has_third")
+    return replace(batch, **{name: np.zeros_like(getattr(batch, name)) for name in masks})
 
 
 def union(

@@ -118,6 +118,6 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float | None:
 
 def factor_of(product: float, one: float, other: float) -> float | None:
     """`agreement` from sums of products: of both, of the first with itself, of the other with itself."""
-    if one <= 0 or other <= 0 or product < ALIKE * np.sqrt(one * other):
+    if not (one > 0 and other > 0 and product >= ALIKE * np.sqrt(one * other)):
         return None
     return float(np.sqrt(other / one))

@@ -1,0 +1,310 @@
+"""Training of any potential: the loop around the compiled steps, with validation, checkpoints and exact resume.
+
+The order of the data, the columns that are drawn and every number of a step are functions of the settings and the seed.
+A run that was killed and is called again with the same arguments and folder ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from jaxmd_thermal._backend import check_toolchain, double_precision
+from jaxmd_thermal.derivatives import required_cutoff
+from jaxmd_thermal.errors import InputError, UnstableError
+from jaxmd_thermal.training.batches import Batch, Batches, Pack, prefetched
+from jaxmd_thermal.training.data import Frame
+from jaxmd_thermal.training.losses import Term, check_losses, factors_of
+from jaxmd_thermal.training.optimizers import Partition, adamw, is_weight
+from jaxmd_thermal.training.plausibility import OFF, factor_of
+from jaxmd_thermal.training.records import CoTraining, FitResult, Memory, Progress, described, digest, digest_of
+from jaxmd_thermal.training.steps import PRECISIONS, Gradients, Program, State, added, validated
+
+VALIDATION_COLUMNS = 3
+"""Columns of the Hessian that a validation looks at, always the same ones, at least."""
+
+
+def fit(
+    potential: Any,
+    data: Sequence[Frame],
+    losses: Sequence[Term],
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int = 1,
+    columns: int = 1,
+    buckets: int = 3,
+    accumulate: int = 1,
+    validation: Sequence[Frame] = (),
+    validate_every: int | None = None,
+    patience: int | None = None,
+    co_training: CoTraining | None = None,
+    precision: str = "float32",
+    average: float = 0.999,
+    trained: Callable[[Any, Any], bool] = is_weight,
+    seed: int = 0,
+    devices: Sequence[Any] | None = None,
+    out: str | Path | None = None,
+    checkpoint_every: int = 100,
+    tensorboard: bool = False,
+    max_seconds: float | None = None,
+    check_units: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> FitResult:
+    """Train a potential.
+
+    Args:
+      potential: any potential without long-range terms; it is not changed.
+      data: labelled structures.
+      losses: terms; each uses the frames that have its label.
+      optimizer: of optax; None: `adamw()`.
+      steps, epochs: how long; one of them.
+      batch_size, columns, buckets: structures of a batch, columns of the Hessian for each, shapes (`Batches`).
+      accumulate: batches whose gradients are added up before an update; labels count as in one large batch.
+      validation: other structures, looked at every `validate_every` steps (None: after each epoch) with the averaged weights.
+      patience: stop after this many validations without a smaller loss.
+      co_training: steps on other data in between.
+      precision: of weights and moments, and of the network: "float32", "mixed" (float64 weights) or "float64". Edges are
+        formed in float64 always.
+      average: largest decay of the running average of the weights.
+      trained: which leaves are trained, by path and value; the default leaves out scale and constant energies of networks.
+      seed: of the order of the data and of the columns.
+      devices: over which batches of one shape are shared out; None: the first one.
+      out: folder of log, checkpoints and result. If it holds an unfinished training with the same settings, that one goes on.
+      checkpoint_every: steps.
+      tensorboard: events in the folder, too.
+      max_seconds: stop after this time, with the state saved.
+      check_units: stop where labels agree with the potential's own values but for a factor beyond 4; for potentials that
+        have learnt already.
+      progress: called after every step.
+
+    Raises:
+      InputError: data, losses or numbers that make no sense; labels in other units.
+      UnstableError: a loss or gradient that is not finite; names the structures; the last good state is saved.
+      CheckpointError: `out` holds another training.
+    """
+    check_losses(losses)
+    if (steps is None) == (epochs is None):
+        raise InputError(f"steps is {steps} and epochs is {epochs}: give one of them")
+    if min(accumulate, checkpoint_every, steps or 1, epochs or 1, validate_every or 1, patience or 1) < 1:
+        raise InputError("steps, epochs, accumulate, checkpoint_every, validate_every and patience must be at least 1")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    with double_precision():
+        check_toolchain()
+        devices = [jax.devices()[0]] if devices is None else list(devices)
+        cutoff = required_cutoff(potential)
+        species = getattr(potential, "species", None)
+        main = Batches(data, cutoff, batch_size, buckets=buckets, columns=columns, seed=seed, species=species)
+        extra = co_training and Batches(
+            co_training.frames,
+            cutoff,
+            co_training.batch_size,
+            buckets=co_training.buckets,
+            seed=seed + 1,
+            species=species,
+        )
+        held = None
+        if len(validation):
+            drawn = max(columns, VALIDATION_COLUMNS)
+            held = Batches(validation, cutoff, batch_size, buckets=buckets, columns=drawn, seed=seed, species=species)
+        partition = Partition.of(potential, trained)
+        weights, others = partition.split(potential, PRECISIONS[precision][0])
+        program = Program(partition, others, optimizer or adamw(), precision, average, devices)
+        run = None
+        if out is not None:
+            from jaxmd_thermal.io.training_run import TrainingRun
+
+            settings = {
+                "precision": precision, "average": average, "seed": seed, "batch_size": batch_size, "columns": columns,
+                "buckets": buckets, "accumulate": accumulate, "steps": steps, "epochs": epochs, "devices": len(devices),
+                "validate_every": validate_every, "patience": patience, "losses": [described(t) for t in losses],
+                "potential": digest([*jax.tree.leaves(weights), *others], partition.names), "data": digest_of(data),
+                "validation": digest_of(validation),
+                "co_training": co_training and [
+                    co_training.steps, co_training.batch_size, digest_of(co_training.frames),
+                    [described(t) for t in co_training.losses],
+                ],
+            }  # fmt: skip
+            run = TrainingRun(out, settings, tensorboard)
+        loop = _Loop(program, main, tuple(losses), held, extra, co_training, accumulate, run, check_units)
+        return loop.run(weights, steps, epochs, validate_every, patience, checkpoint_every, max_seconds, progress)
+
+
+class _Loop:
+    def __init__(self, program, main, losses, held, extra, co_training, accumulate, run, check_units):
+        self.program: Program = program
+        self.main: Batches = main
+        self.losses: tuple[Term, ...] = losses
+        self.held: Batches | None = held
+        self.extra: Batches | None = extra
+        self.co: CoTraining | None = co_training
+        self.accumulate = accumulate
+        self.folder = run
+        self.check_units = check_units
+        self.parts = program.mesh.size
+        self.history: list[dict[str, Any]] = []
+        self.good: Any = None
+
+    def run(
+        self, weights, steps, epochs, validate_every, patience, checkpoint_every, max_seconds, progress
+    ) -> FitResult:
+        memory = Memory()
+        state = self.program.start(weights)
+        best = weights
+        if self.folder is not None and (saved := self.folder.restore((state, best))) is not None:
+            (state, best), meta = saved
+            memory = Memory(**{k: v for k, v in meta.items() if k in Memory.__dataclass_fields__})
+            self.history = self.folder.records()
+        per_epoch = len(self.main.steps(0, self.parts, self.accumulate))
+        total = steps if steps is not None else epochs * per_epoch
+        began, first = time.monotonic(), memory.step
+        others = self._others(memory)
+        while not memory.ended:
+            for groups, batches in self._stream(self.main, memory.epoch, memory.position, self.accumulate):
+                self.good = (state, best, copy.deepcopy(memory))
+                state, loss, errors = self._step(state, self.main, groups, batches, self.losses, True, memory)
+                for _ in range(self.co.steps if self.co else 0):
+                    group, parts, memory.co_epoch, memory.co_position = next(others)
+                    state, _, _ = self._step(state, self.extra, [group], [parts], tuple(self.co.losses), False, memory)  # type: ignore[union-attr,arg-type]
+                memory.step += 1
+                memory.position += 1
+                self._record({"kind": "train", "step": memory.step, "loss": loss, **errors})
+                ended = steps is not None and memory.step >= steps
+                last_of_epoch = memory.position == len(self.main.steps(memory.epoch, self.parts, self.accumulate))
+                ended = ended or (epochs is not None and last_of_epoch and memory.epoch + 1 >= epochs)
+                due = last_of_epoch if validate_every is None else memory.step % validate_every == 0
+                if self.held is not None and (due or ended):
+                    best = self._validate(state, best, memory)
+                if ended:
+                    memory.ended = "finished"
+                elif patience is not None and memory.worse >= patience:
+                    memory.ended = "early"
+                spent = time.monotonic() - began
+                over = max_seconds is not None and spent > max_seconds
+                if last_of_epoch:
+                    memory.epoch, memory.position = memory.epoch + 1, 0
+                if memory.step % checkpoint_every == 0 or memory.ended or over:
+                    self._save(state, best, memory)
+                if progress is not None:
+                    left = spent / (memory.step - first) * (total - memory.step)
+                    progress(Progress(memory.step, total, loss, errors, memory.validation, left))
+                if memory.ended or over or last_of_epoch:
+                    break
+            if not memory.ended and over:
+                return self._result(state, best, memory, "time")
+        return self._result(state, best, memory, memory.ended)
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def _stream(self, batches: Batches, epoch: int, position: int, accumulate: int) -> Iterator[Any]:
+        """(groups of packs, their batches) of the steps of an epoch from `position` on."""
+
+        def made(groups):
+            return groups, [batches.parts(group, epoch, self.parts) for group in groups]
+
+        planned = batches.steps(epoch, self.parts, accumulate)[position:]
+        return prefetched((lambda g=g: made(g)) for g in planned)
+
+    def _others(self, memory: Memory) -> Iterator[Any]:
+        """Endless co-training groups with their batches, and the place behind each."""
+        if self.extra is None:
+            return
+        epoch, position = memory.co_epoch, memory.co_position
+        while True:
+            count = len(self.extra.steps(epoch, self.parts, 1))
+            for groups, batches in self._stream(self.extra, epoch, position, 1):
+                position += 1
+                behind = (epoch + 1, 0) if position == count else (epoch, position)
+                yield groups[0], batches[0], *behind
+            epoch, position = epoch + 1, 0
+
+    def _step(
+        self,
+        state: State,
+        source: Batches,
+        groups: list[tuple[Pack, ...]],
+        batches: list[list[Batch]],
+        losses: tuple[Term, ...],
+        main: bool,
+        memory: Memory,
+    ) -> tuple[State, float, dict[str, float]]:
+        every = [batch for parts in batches for batch in parts]
+        factors = factors_of(losses, every, memory.step)
+        found: Gradients | None = None
+        for group, parts in zip(groups, batches, strict=True):
+            part = self.program.gradients(state, parts, losses, factors)
+            if self.check_units and main:
+                self._check_units(part, group, source)
+            found = added(found, part)
+        assert found is not None
+        new, fine = self.program.update(state, found, main)
+        loss, errors, fine = jax.device_get((found.loss, found.errors, fine))
+        if not fine:
+            self._stop([name for group in groups for pack in group for name in source.sources(pack)], float(loss), main)
+        counts = {term.name: sum(term.count(batch) for batch in every) for term in losses}
+        means = {term.metric: float(errors[term.name]) / counts[term.name] for term in losses if counts[term.name]}
+        return new, float(loss), means
+
+    def _stop(self, sources: list[str], loss: float, main: bool) -> None:
+        path = self._save(*self.good)
+        raise UnstableError(
+            f"the loss of step {self.good[2].step + 1}{'' if main else ' (co-training)'} is {loss}, or its gradient is not "
+            f"finite; its structures: {'; '.join(sources)}. Repair or drop them, or lower the learning rate"
+            + (f"; the last good state is in {path}" if path else ""),
+            path,
+        )
+
+    def _check_units(self, found: Gradients, group: tuple[Pack, ...], source: Batches) -> None:
+        """Labels that agree with the potential but for a factor are in other units."""
+        for label, products in jax.device_get(found.products).items():
+            for part, pack in enumerate(group):
+                for g, name in enumerate(source.sources(pack)):
+                    known_said, said, known = (float(x) for x in products[part][:, g])
+                    factor = factor_of(known_said, said, known)
+                    if factor is not None and not 1 / OFF < factor < OFF:
+                        unit = "eV/Å" if label == "forces" else "eV/Å²"
+                        raise InputError(
+                            f"{name}: its {label} ({unit}) are {factor:.3g} times those of the potential, which agrees with them "
+                            "in everything else: are forces, displacements or lengths in other units? If they are right, "
+                            "switch the check off (check_units=False)"
+                        )
+
+    # -- between steps -----------------------------------------------------------------------------------------
+
+    def _validate(self, state: State, best: Any, memory: Memory) -> Any:
+        assert self.held is not None
+        found = validated(self.program, state.average, self.held, self.losses, memory.step)
+        memory.validation = found
+        self._record({"kind": "validation", "step": memory.step, **found})
+        if found["loss"] < memory.best_loss:
+            memory.best_loss, memory.best_step, memory.worse = found["loss"], memory.step, 0
+            return state.average
+        memory.worse += 1
+        return best
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.log(record)
+
+    def _save(self, state: State, best: Any, memory: Memory) -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder.save((state, best), vars(memory))
+
+    def _result(self, state: State, best: Any, memory: Memory, stopped: str) -> FitResult:
+        chosen, at = (best, memory.best_step) if self.held is not None else (state.average, memory.step)
+        averaged, last = (
+            self.program.partition.merge(jax.device_get(w), self.program.others) for w in (chosen, state.weights)
+        )
+        if self.folder is not None:
+            self.folder.finish(averaged)
+        return FitResult(averaged, last, self.history, memory.step, at, stopped)
