@@ -13,7 +13,7 @@ CONSTRAINTS := $(wildcard constraints/$(PYTAG).txt)
 .PHONY: help install run snse-reduced rbi-reduced test test-slow lint format bench-install bench clean
 
 help:
-	@echo "make run         argon: Green-Kubo and HNEMD, then a report (minutes)"
+	@echo "make run         argon: Green-Kubo and HNEMD; silicon: Wigner and Boltzmann; with reports (minutes)"
 	@echo "make snse-reduced, rbi-reduced   published and foundation potentials at a size for two cores"
 	@echo "make test        tests (without the slow ones)"
 	@echo "make test-slow   the slow tests: statistics of physics, long runs"
@@ -32,6 +32,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 run: install
 	$(BIN)/python experiments/argon/run.py --out runs/argon
+	$(BIN)/python experiments/silicon_wigner/run.py --out runs/silicon
 
 snse-reduced: install
 	$(BIN)/python experiments/snse_green_kubo/run.py --reduced --out runs/snse-reduced

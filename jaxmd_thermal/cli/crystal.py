@@ -122,7 +122,9 @@ def crystal_and_constants(source: Source, folder: Any, stages: Callable) -> tupl
         return source.atoms, source.files
     key = source.key()
     atoms = folder.relaxed(key)
-    if atoms is None:
+    if atoms is None and source.protocol == "none":
+        atoms = source.atoms
+    elif atoms is None:
         with stages("relaxation", f"{formula(source.atoms.numbers)}, protocol {source.protocol}"):
             atoms = _relaxed(source)
         folder.save_relaxed(key, atoms, stages.took["relaxation"])
@@ -174,7 +176,10 @@ def conductivity_stage(
     with stages(method, f"mesh {times(mesh)}"):
         result = thermal_conductivity(constants, mesh, method=method, **options)
     write_modes(folder.path / name, result)
-    found = entries_of(result, atoms, name)
+    theirs = folder.path / "phono3py" / method
+    theirs.mkdir(parents=True, exist_ok=True)
+    kappa_file = result.save(theirs).relative_to(folder.path)
+    found = entries_of(result, atoms, name, str(kappa_file))
     folder.save_entries(method, key, found, stages.took[method])
     return found
 
@@ -190,8 +195,8 @@ def write_modes(path: Path, result: Any) -> None:
     write_arrays(path, arrays, facts)
 
 
-def entries_of(result: Any, atoms: Any, mode_file: str) -> list[dict[str, Any]]:
-    """Entries of results.json, one a temperature. Nothing in them has a statistical error."""
+def entries_of(result: Any, atoms: Any, mode_file: str, kappa_file: str) -> list[dict[str, Any]]:
+    """Entries of results.json, one a temperature, with the names of both mode files. None has a statistical error."""
     from jaxmd_thermal.transport.results import ConductivityResult, to_json
 
     verdict = judge(result, atoms)
@@ -209,7 +214,7 @@ def entries_of(result: Any, atoms: Any, mode_file: str) -> list[dict[str, Any]]:
             f"{name}_W_mK": {"tensor": part, "isotropic": float(np.trace(part) / 3)}
             for name, part in zip(("populations", "coherences"), parts[1:])
         }
-        found.append(to_json(one.as_dict() | tensors | {"mode_file": mode_file}))
+        found.append(to_json(one.as_dict() | tensors | {"mode_file": mode_file, "phono3py_file": kappa_file}))
     return found
 
 

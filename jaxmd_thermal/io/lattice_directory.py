@@ -5,6 +5,7 @@
     force_constants/     files of phonopy and phono3py
     phonons.hdf5         bands, density of states, thermodynamics
     modes-METHOD.hdf5    q-points, weights, frequencies, linewidths and mode conductivities
+    phono3py/METHOD/     the same as phono3py's kappa-m*.hdf5
 
 A stage counts as finished when stages.json names it, which happens after its files are complete.
 """

@@ -171,7 +171,9 @@ def _table(found: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) > 1e-12 else "0"
+    return "–" if value is None else str(value)
 
 
 def _made(found: Mapping[str, Any], directory: Path) -> str:

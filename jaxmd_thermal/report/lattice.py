@@ -45,6 +45,8 @@ def card_line(entry: Mapping[str, Any]) -> str:
     shown = f"{statistics} populations" if statistics else ""
     if entry.get("method") == "wigner" and None not in parts:
         shown += f" {parts[0]:.4g} + coherences {parts[1]:.3g}"
+    if entry.get("method") == "lbte" and parts[0] is not None:
+        shown += f", {parts[0]:.4g} in the relaxation-time approximation"
     return shown.strip()
 
 

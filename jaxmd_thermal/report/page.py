@@ -26,6 +26,7 @@ METHODS = {
     "rta": ("BTE, relaxation time", "lattice dynamics, relaxation-time approximation"),
     "lbte": ("BTE, full", "lattice dynamics, linearised Boltzmann equation"),
 }
+POSITIONAL = ("structure", "name")
 NEGATIVE = {"isotopes"}
 """Switches that are on by default, so that the command has to say when they are off."""
 SETTING_NAMES = {
@@ -220,14 +221,13 @@ def _suggestion(sentence: str, verb: str, settings: Mapping[str, Any]) -> str:
 def command_line(verb: str, settings: Mapping[str, Any]) -> str:
     """The command that asks for these settings."""
     words = ["jaxmd-thermal", verb]
-    if settings.get("structure"):
-        words.append(shlex.quote(str(settings["structure"])))
+    words += [shlex.quote(str(settings[key])) for key in POSITIONAL if settings.get(key)]
     for key, value in settings.items():
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
             words += [flag] if value else [f"--no-{key}"] if key in NEGATIVE else []
             continue
-        if key == "structure" or value in (None, [], ()):
+        if key in POSITIONAL or value in (None, [], ()):
             continue
         nested = isinstance(value, list | tuple) and isinstance(value[0], list | tuple)
         for item in value if nested else [value]:
