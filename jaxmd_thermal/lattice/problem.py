@@ -102,5 +102,15 @@ def estimated_bytes(force_constants: ForceConstants, mesh, temperatures: int = 1
     firsts = stars * 16 * 2 * atoms * supercell * bands * 9
     group = scattering.GROUP * scattering.TILE * bands**3 * 40
     triplets = stars * n // 2 * 40
-    collisions = 8 * (3 * bands * stars) ** 2 * (2 * temperatures + 3) if method == "lbte" else 0
+    collisions = 8 * (3 * bands * _stars_at_most(fc, mesh)) ** 2 * (2 * temperatures + 3) if method == "lbte" else 0
     return int(2 * table + tables + firsts + 4 * group + triplets + collisions + 6 * fc.fc3.size * 8)
+
+
+def _stars_at_most(force_constants: ForceConstants, mesh) -> float:
+    """Bound of the number of irreducible points by counting fixed points (Burnside's lemma)."""
+    low, middle, high = np.sort(np.asarray(mesh, float))
+    rotations = symmetry.point_group(force_constants.crystal)
+    operations = np.unique(np.concatenate([rotations, -rotations]), axis=0)
+    # Points that an operation leaves in place, modulo reciprocal vectors: all, two planes, four lines, eight points.
+    fixed = {0: low * middle * high, 1: 2 * middle * high, 2: 4 * high, 3: 8.0}
+    return sum(fixed[int(np.linalg.matrix_rank(o - np.eye(3)))] for o in operations) / len(operations)

@@ -13,11 +13,11 @@ from wigner_fixture import load
 
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import CapacityError, InputError, UnstableError
-from jaxmd_thermal.lattice import boltzmann, occupation, phonons, scattering, strength, symmetry
+from jaxmd_thermal.lattice import boltzmann, occupation, phonons, problem, scattering, strength, symmetry
 from jaxmd_thermal.lattice import conductivity as driver
 from jaxmd_thermal.lattice.conductivity import kappa_function, thermal_conductivity
 from jaxmd_thermal.lattice.force_constants import ForceConstants
-from jaxmd_thermal.lattice.grid import relative_tetrahedra
+from jaxmd_thermal.lattice.grid import make_grid, relative_tetrahedra
 from jaxmd_thermal.lattice.tetrahedron import point_weight, vertex_table
 from jaxmd_thermal.units import AMU_A2_FS2
 
@@ -308,6 +308,13 @@ def test_public_function_with_isotopes_and_boundaries(nacl, tmp_path):
         for x in (thermal_conductivity(nacl, (3, 3, 3), method="lbte", boundary=b, **options) for b in (1e-2, 1e-3))
     ]
     assert added[0] < 1e-3 and added[1] == pytest.approx(added[0] / 10, rel=0.05)
+
+
+def test_bound_of_irreducible_points(nacl):
+    rotations = symmetry.point_group(nacl.crystal)
+    for mesh in ((1, 1, 1), (2, 2, 2), (3, 3, 3), (4, 4, 4), (9, 9, 9), (12, 12, 12)):
+        exact = len(make_grid(nacl.crystal.lattice, mesh, rotations).irreducible)
+        assert exact <= problem._stars_at_most(nacl, mesh) <= 2 * exact + 6
 
 
 def test_errors_of_the_full_solution(nacl):
