@@ -171,6 +171,7 @@ class CompoundErrors:
       errors: as `phonon_errors`; empty where the evaluation failed.
       model, reference: what both sides say; None for the model where it failed.
       failure: why there are no errors; empty otherwise.
+      force_constants: of model and reference, for plots; None where it failed.
     """
 
     name: str
@@ -180,6 +181,7 @@ class CompoundErrors:
     model: Harmonic | None
     reference: Harmonic
     failure: str = ""
+    force_constants: tuple[ForceConstants, ForceConstants] | None = None
 
     @property
     def per_atom(self) -> dict[str, float]:
@@ -310,16 +312,18 @@ def evaluate_phonons(
         theirs = harmonic(reference, temperature, mesh)
         functional = (functionals or {}).get(name, "unknown")
         errors: dict[str, float] = {}
-        ours, failure = None, ""
+        ours, both, failure = None, None, ""
         try:
             model = model_force_constants(potential, reference, relaxed)
             if not np.all(np.isfinite(model.fc2)):
                 raise UnstableError("its force constants are not finite")
             ours = harmonic(model, temperature, mesh)
-            errors = differences(model, reference, ours, theirs)
+            errors, both = differences(model, reference, ours, theirs), (model, reference)
         except ThermalError as error:
             failure = str(error)
-        rows.append(CompoundErrors(name, functional, len(reference.crystal.numbers), errors, ours, theirs, failure))
+        rows.append(
+            CompoundErrors(name, functional, len(reference.crystal.numbers), errors, ours, theirs, failure, both)
+        )
     return PhononTable(tuple(rows), temperature, relaxed or "reference", mesh)
 
 

@@ -1,15 +1,12 @@
-"""Statistics of a data set, and networks that start from them."""
+"""Statistics of a data set: energies of the elements, scale of the forces, number of neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.potentials._learned import LearnedPotential
 from jaxmd_thermal.training.data import Frame
 from jaxmd_thermal.training.neighborhoods import neighborhood
 
@@ -57,22 +54,3 @@ def statistics(frames: Iterable[Frame], cutoff: float | None = None) -> Statisti
         neighbors = float(np.mean(found))
     rms = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else None
     return Statistics(shifts, rms, energy_rms, neighbors)
-
-
-def with_statistics(potential: Any, found: Statistics) -> Any:
-    """A network whose constant energies are the shifts, and whose unit of energy is the RMS force times 1 Å.
-
-    Raises:
-      InputError: a potential that is no network, or an element that it does not know.
-    """
-    if not isinstance(potential, LearnedPotential):
-        raise InputError(f"{type(potential).__name__} has no scale and no constant energies to set: give a network")
-    unknown = set(found.shifts) - set(potential.species)
-    if unknown:
-        raise InputError(f"the data hold the elements {sorted(unknown)}, which the network does not know")
-    changes: dict[str, Any] = {
-        "references": np.array([found.shifts.get(z, float(e)) for z, e in zip(potential.species, potential.references)])
-    }
-    if found.force_rms:
-        changes["scale"] = np.asarray(found.force_rms, np.float64)
-    return replace(potential, **changes)

@@ -23,7 +23,8 @@ from jaxmd_thermal.system import System
 from jaxmd_thermal.training.batches import Batches
 from jaxmd_thermal.training.data import Frame, split_by_compound
 from jaxmd_thermal.training.losses import HessianColumns, factors_of, total_loss
-from jaxmd_thermal.training.statistics import statistics, with_statistics
+from jaxmd_thermal.training.networks import with_statistics
+from jaxmd_thermal.training.statistics import statistics
 
 ARGON = LennardJones(0.0104, 3.4, 5.5, "switch", switch_start=4.0)
 

@@ -1,0 +1,272 @@
+"""`train` and `finetune`: data, potential and losses of a configuration, and what came out of it."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmd_thermal._backend import quiet_compiler
+from jaxmd_thermal.cli.progress import announce, duration
+from jaxmd_thermal.cli.training_settings import Data, Losses, Network, TrainingSettings, load_training
+from jaxmd_thermal.errors import InputError, nearest
+
+SUFFIXES = (".yaml", ".yaml.xz", ".yaml.gz")
+UNSEEN = 7919
+"""Added to the seed for the rattled structures on which forgetting is measured: never those of the replay."""
+
+
+def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = False) -> int:
+    """Train by a TOML file; a folder with an unfinished training of the same settings is resumed. Returns the exit code."""
+    quiet_compiler()
+    settings = load_training(config, {k: v for k, v in changes.items() if v is not None})
+    given, needed, other = (settings.network, "[network]", "potential") if verb == "train" else (
+        settings.potential, "potential", "[network]")  # fmt: skip
+    if given is None:
+        raise InputError(f"'{config}': {verb} needs {needed}" + (f"; {other} is of the other verb" if other else ""))
+    out = Path(settings.out or Path("runs") / Path(config).stem)
+    result, forgotten = trained(settings, out, dry_run=dry_run)
+    if result is None:
+        return 0
+    announce(
+        f"stopped: {result.stopped} after {result.steps} steps; the potential of step {result.best_step} is in {out}"
+    )
+    for _, errors in result.errors()[-1:]:
+        announce("  validation: " + ", ".join(f"{name} {value:.4g}" for name, value in errors.items()))
+    if forgotten:
+        announce("  changed on structures that were not replayed: " + json.dumps(forgotten))
+    return 0
+
+
+def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, quiet: bool = False) -> tuple[Any, Any]:
+    """`FitResult` of settings, and what was forgotten (`forgetting`, None without replay); None and None on a dry run."""
+    from jaxmd_thermal.training.data import split_by_compound
+    from jaxmd_thermal.training.fit import fit
+    from jaxmd_thermal.training.networks import with_block
+    from jaxmd_thermal.training.optimizers import adamw, rate
+    from jaxmd_thermal.training.records import CoTraining
+    from jaxmd_thermal.training.replay import forgetting, rattled, replay
+
+    data = frames_of(settings.data)
+    validation = frames_of(settings.validation) if settings.validation is not None else []
+    if settings.validation_fraction:
+        data, more = split_by_compound(data, settings.validation_fraction, settings.seed)
+        validation += more
+    base = potential_of(settings, data)
+    if settings.block is not None:
+        base = with_block(base, settings.block or None)
+    announce(
+        f"{len(data)} structures of {len({f.compound for f in data})} compounds, {len(validation)} for validation -> {out}"
+    )
+    if dry_run:
+        _describe(settings, data, base)
+        return None, None
+    co, unseen = None, []
+    if settings.replay is not None:
+        r = settings.replay
+        sources: Sequence[Any] = _structures(r.structures) if r.structures else _one_of_each(data)
+        names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
+        made = replay(base, sources, r.copies, rattle=r.rattle, strain=r.strain, seed=settings.seed)
+        unseen = rattled(sources, 1, rattle=r.rattle, strain=r.strain, seed=settings.seed + UNSEEN, names=names)
+        co = CoTraining(made, terms(r.losses), r.steps, r.batch_size, settings.buckets)
+    elif settings.upstream is not None:
+        u = settings.upstream
+        co = CoTraining(frames_of(u.data), terms(u.losses), u.steps, u.batch_size, settings.buckets)
+    o = settings.optimizer
+    per_step = 1 + (co.steps if co else 0)
+    total = settings.steps or (settings.epochs or 1) * len(data) // (settings.batch_size * settings.accumulate)
+    schedule = rate(o.rate, o.schedule, per_step * total, per_step * o.warmup, o.final_rate)
+    result = fit(
+        base,
+        data,
+        terms(settings.losses),
+        adamw(schedule, weight_decay=o.weight_decay, clip=o.clip),
+        steps=settings.steps,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        columns=settings.columns,
+        buckets=settings.buckets,
+        accumulate=settings.accumulate,
+        validation=validation,
+        validate_every=settings.validate_every,
+        patience=settings.patience,
+        co_training=co,
+        precision=settings.precision,
+        average=settings.average,
+        seed=settings.seed,
+        out=out,
+        checkpoint_every=settings.checkpoint_every,
+        tensorboard=settings.tensorboard,
+        max_seconds=settings.max_seconds,
+        check_units=settings.check_units and settings.potential is not None,
+        progress=None if quiet else _show,
+    )
+    forgotten = forgetting(base, result.potential, unseen) if unseen else None
+    return result, forgotten
+
+
+def _show(p: Any) -> None:
+    """A line every step on a slow machine, every hundredth part elsewhere."""
+    if p.steps > 400 and p.step % (p.steps // 200) and p.step != p.steps:
+        return
+    errors = ", ".join(f"{name} {value:.3g}" for name, value in p.errors.items())
+    checked = f"; validation {p.validation['loss']:.4g}" if p.validation else ""
+    left = duration(p.seconds_left)
+    print(f"step {p.step} of {p.steps}: loss {p.loss:.4g}, {errors}{checked}; {left} left", file=sys.stderr, flush=True)
+
+
+def _describe(settings: TrainingSettings, data: list[Any], base: Any) -> None:
+    from jaxmd_thermal.derivatives import required_cutoff
+    from jaxmd_thermal.training.batches import Batches
+
+    batches = Batches(
+        data, required_cutoff(base), settings.batch_size, buckets=settings.buckets, columns=settings.columns,
+        species=base.species,
+    )  # fmt: skip
+    announce(f"{len(batches.plan(0))} batches an epoch; one program is compiled for each shape:")
+    for shape in batches.shapes:
+        announce(f"  {shape.graphs} structures, {shape.atoms} atoms, {shape.images} images, {shape.slots} neighbours")
+
+
+def terms(losses: Losses) -> list[Any]:
+    """The terms of a table of losses."""
+    from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, Stress, ThirdDerivatives
+
+    classes = {
+        "energy": EnergyPerAtom,
+        "forces": Forces,
+        "stress": Stress,
+        "hessian": HessianColumns,
+        "third": ThirdDerivatives,
+    }
+    given = ((name, getattr(losses, name)) for name in classes)
+    return [classes[name](s.weight, s.kind, s.delta) for name, s in given if s is not None]
+
+
+def potential_of(settings: TrainingSettings, data: list[Any]) -> Any:
+    """The potential to start from: a known one, or a network started from the statistics of the data."""
+    if settings.potential is not None:
+        from jaxmd_thermal.io.models import load_potential
+
+        return load_potential(_expanded(settings.potential))
+    assert settings.network is not None
+    return new_network(settings.network, data, settings.seed)
+
+
+def new_network(n: Network, data: list[Any], seed: int) -> Any:
+    """A network with random weights, scaled by the statistics of the data."""
+    from jaxmd_thermal.potentials import EquivariantNetwork, Nequix
+    from jaxmd_thermal.training.networks import with_statistics
+    from jaxmd_thermal.training.statistics import statistics
+
+    found = statistics(data, n.cutoff)
+    species = n.species or sorted({int(z) for f in data for z in f.numbers})
+    neighbors = max(found.neighbors or 1.0, 1.0)
+    if n.kind == "Nequix":
+        channels = (n.channels,) * (n.lmax + 1) if isinstance(n.channels, int) else n.channels
+        made: Any = Nequix.create(
+            seed,
+            species,
+            n.cutoff,
+            channels=channels,
+            layers=n.layers,
+            l_edge=n.lmax,
+            radial=n.radial,
+            neighbors=neighbors,
+        )
+    else:
+        if not isinstance(n.channels, int):
+            raise InputError(
+                f"network.channels is {n.channels}; EquivariantNetwork has one number of channels for all degrees"
+            )
+        made = EquivariantNetwork.create(
+            seed, species, n.cutoff, n.layers, channels=n.channels, lmax=n.lmax, radial=n.radial, neighbors=neighbors
+        )
+    return with_statistics(made, found)
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _files(patterns: Sequence[str]) -> list[Path]:
+    out = []
+    for pattern in patterns:
+        found = sorted(glob.glob(_expanded(pattern)))
+        if not found:
+            raise InputError(f"no file is called '{pattern}' (that is '{_expanded(pattern)}'): give an existing path")
+        out += [Path(p) for p in found]
+    return out
+
+
+def _structures(patterns: Sequence[str]) -> list[Any]:
+    from ase.io import read
+
+    return [atoms for path in _files(patterns) for atoms in read(path, index=":")]
+
+
+def _one_of_each(frames: Sequence[Any]) -> list[Any]:
+    return list({f.compound: f for f in reversed(frames)}.values())[::-1]
+
+
+def frames_of(data: Data) -> list[Any]:
+    """The labelled structures that a table of the configuration names.
+
+    Raises:
+      InputError: files that are missing or broken, a manifest without such a split.
+    """
+    from jaxmd_thermal.io.datasets import read_displaced_frames, read_frames, read_phonon_frames
+
+    frames: list[Any] = []
+    for path in _files(data.structures):
+        frames += read_frames(path, check_units=data.check_units)
+    at_rest: list[tuple[str | None, Path]] = [(None, p) for p in _files(data.phonons)]
+    displaced: list[tuple[str | None, Path]] = [(None, p) for p in _files(data.displaced)]
+    if data.manifest is not None:
+        chosen = [(r["key"], r["path"]) for r in read_manifest(data.manifest) if r.get("split") in data.split]
+        if not chosen:
+            raise InputError(f"'{data.manifest}' has no rows whose `split` is {' or '.join(data.split)}")
+        (at_rest if data.labels == "hessian" else displaced).extend(chosen)
+    for name, path in at_rest:
+        frames += read_phonon_frames(
+            path, compound=name, at_rest=data.forces_at_rest, stress=data.stress_at_rest, check_units=data.check_units
+        )
+    for name, path in displaced:
+        frames += read_displaced_frames(path, compound=name, check_units=data.check_units)
+    unknown = set(data.exclude) - {f.compound for f in frames}
+    if unknown:
+        names = sorted(unknown)
+        raise InputError(
+            f"exclude names {names}, which are not in the data{nearest(names[0], {f.compound for f in frames})}"
+        )
+    frames = [f for f in frames if f.compound not in data.exclude]
+    return [f for f in frames if data.max_atoms is None or f.n_atoms <= data.max_atoms]
+
+
+def read_manifest(path: str) -> list[dict[str, Any]]:
+    """Rows of a CSV file with the column `key`, the name of a phonopy file beside it; `path` is added.
+
+    Raises:
+      InputError: no such file, or no such column.
+    """
+    file = Path(_expanded(path))
+    try:
+        with file.open() as lines:
+            rows: list[dict[str, Any]] = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the manifest '{file}' cannot be read: {error}") from error
+    if not rows or "key" not in rows[0]:
+        raise InputError(
+            f"the manifest '{file}' has no column `key`: a CSV file with key, split and functional is expected"
+        )
+    for row in rows:
+        candidates = [file.parent / (row["key"] + suffix) for suffix in SUFFIXES]
+        row["path"] = next((p for p in candidates if p.is_file()), None)
+        if row["path"] is None:
+            raise InputError(f"'{file}' names '{row['key']}', but there is no {candidates[0]} (or .xz, .gz)")
+    return rows

@@ -1,0 +1,125 @@
+"""The TOML files of training: strict, helpful, and enough for a whole training and its evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from jaxmd_thermal import evaluate, force_constants, load_potential, phonon_errors
+from jaxmd_thermal.cli import phonon_evaluation, training
+from jaxmd_thermal.cli.training_settings import checked, load_training
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.io.ase import builtin_structure
+
+BASE = {
+    "potential": "lj-argon-gk",
+    "steps": 2,
+    "data": {"structures": ["a.extxyz"]},
+    "losses": {"forces": {"weight": 1.0}},
+}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"stepps": 3}, r"unknown key 'stepps', did you mean 'steps'\?"),
+        ({"losses": {"forces": {"wieght": 2.0}}}, r"unknown key 'losses.forces.wieght', did you mean 'weight'\?"),
+        ({"data": {"phonon": ["x"]}}, r"unknown key 'data.phonon', did you mean 'phonons'\?"),
+        ({"losses": {"forces": {"kind": "rmse"}}}, r"losses.forces.kind: it must be 'mae'.*'rmse'"),
+        ({"losses": {}}, "at least one term"),
+        ({"epochs": 3}, "one of steps and epochs"),
+        ({"data": {}}, "structures, phonons, displaced or a manifest"),
+        ({"optimizer": {"rate": -1.0}}, "optimizer.rate"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_unknown_keys_and_wrong_values(change, message):
+    with pytest.raises(InputError, match=message):
+        checked(BASE | change, "'file'")
+
+
+def test_example_configurations_are_valid(root):
+    for name in ("train", "finetune"):
+        settings = load_training(root / "experiments" / "examples" / f"{name}.toml")
+        assert (settings.network is None) == (name == "finetune")
+        assert (settings.potential is None) == (name == "train")
+    settings = load_training(
+        root / "experiments" / "phonon_finetuning" / "config.toml", {"losses.stress": {"weight": 5.0}}
+    )
+    assert settings.losses.stress is not None and settings.replay is not None
+    with pytest.raises(InputError, match="there is no configuration file"):
+        load_training(root / "nothing.toml")
+
+
+def trajectory(path, count):
+    """Rattled argon with the labels of a potential that is a little off."""
+    teacher = load_potential("lj-argon-gk")
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(count):
+        atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
+        atoms.positions += 0.1 * rng.standard_normal(atoms.positions.shape)
+        said = evaluate(teacher, atoms)
+        atoms.info["compound"] = f"argon {i}"
+        atoms.calc = SinglePointCalculator(atoms, energy=float(said["energy"]), forces=said["forces"])
+        frames.append(atoms)
+    write(path, frames)
+
+
+@pytest.mark.slow
+def test_a_whole_training_by_a_file(tmp_path, monkeypatch, capsys):
+    trajectory(tmp_path / "argon.extxyz", 5)
+    monkeypatch.setenv("SETS", str(tmp_path))
+    config = tmp_path / "fit.toml"
+    config.write_text(
+        """
+potential = "lj-argon-gk"
+epochs = 1
+precision = "float64"
+validation_fraction = 0.2
+[data]
+structures = "$SETS/*.extxyz"
+[losses.forces]
+weight = 1.0
+[optimizer]
+rate = 1e-6
+"""
+    )
+    out = tmp_path / "out"
+    assert training.run("finetune", str(config), {"out": str(out)}, dry_run=True) == 0
+    said = capsys.readouterr().out
+    assert "4 structures of 4 compounds, 1 for validation" in said and "4 batches an epoch" in said and not out.exists()
+    assert training.run("finetune", str(config), {"out": str(out)}) == 0
+    assert load_potential(str(out / "potential")).cutoff == load_potential("lj-argon-gk").cutoff
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [r["kind"] for r in lines] == ["train"] * 4 + ["validation"]
+    assert "finished after 4 steps" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"train needs \[network\]"):
+        training.run("train", str(config), {"out": str(out)})
+
+
+@pytest.mark.slow
+def test_tables_and_bands_of_evaluate_phonons(tmp_path, capsys):
+    potential = load_potential("sw-silicon")
+    force_constants(potential, builtin_structure("silicon"), (1, 1, 1), displacement=None).save(tmp_path / "Si")
+    (tmp_path / "Si" / "phonopy.yaml").rename(tmp_path / "Si" / "phonopy_params.yaml")
+    with (tmp_path / "manifest.csv").open("w") as file:
+        file.write("key,split,functional\nNone,train,PBE\n")
+    with pytest.raises(InputError, match="names 'None'"):
+        phonon_evaluation.compounds_of((), str(tmp_path / "manifest.csv"))
+    with pytest.raises(InputError, match="--manifest"):
+        phonon_evaluation.compounds_of((), None)
+    out = tmp_path / "out"
+    assert phonon_evaluation.run(["sw-silicon"], [str(tmp_path / "Si")], mesh=5, out=str(out)) == 0
+    assert "Si" in capsys.readouterr().out
+    (row,) = csv.DictReader((out / "phonons.csv").open())
+    expected = phonon_errors(potential, tmp_path / "Si", mesh=5)
+    assert row["compound"] == "Si" and float(row["omega_max_K"]) == pytest.approx(expected["omega_max_K"], abs=1e-6)
+    assert json.loads((out / "phonons.json").read_text())["sw-silicon"]["classification"]["stable"] == 1
+    assert (out / "bands_Si.svg").read_text().lstrip().startswith("<?xml")
