@@ -18,6 +18,7 @@ from jaxmd_thermal.cli.flags import (
     DryRun,
     Dynamics,
     Lattice,
+    Mesh,
     Potential,
     Structure,
     Supercell,
@@ -167,6 +168,46 @@ def phonons(
 
     typed = typed_flags(lattice, structure=structure, potential=potential, grueneisen=grueneisen)
     return verbs.run("phonons", typed, config, dry_run=dry_run)
+
+
+@app.command
+def compare(
+    structure: Structure = None,
+    /,
+    *,
+    potential: Potential = None,
+    dynamics: Dynamics | None = None,
+    equilibration: Annotated[
+        int | None, Parameter(help="Steps before, which are discarded [default: 10000].", group=RUN)
+    ] = None,
+    driving_force: Annotated[
+        list[tuple[float, float, float]] | None,
+        Parameter(help="1/Å, of hnemd [default: from the mean free paths].", group=RUN),
+    ] = None,
+    mesh: Mesh = None,
+    fc2_supercell: Annotated[
+        tuple[int, int, int] | None, Parameter(help="Of second order [default: 15 Å between faces].", group=LATTICE)
+    ] = None,
+    fc3_supercell: Annotated[
+        tuple[int, int, int] | None, Parameter(help="Of third order [default: 10 Å between faces].", group=LATTICE)
+    ] = None,
+    displacement: Annotated[float | None, Parameter(help="Å [default: 0.03].", group=LATTICE)] = None,
+    ad: Annotated[bool | None, Parameter(help="Exact derivatives instead of displacements.", group=LATTICE)] = None,
+    sigma: Annotated[float | None, Parameter(help="THz [default: linear tetrahedra].", group=LATTICE)] = None,
+    batch_size: Annotated[int | None, Parameter(help="Displaced cells evaluated together.", group=LATTICE)] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> int:
+    """Lattice dynamics beside molecular dynamics: Wigner, Boltzmann, Green-Kubo and HNEMD of one potential."""
+    from jaxmd_thermal.cli import compare as verbs
+
+    typed = typed_flags(dynamics, structure=structure, potential=potential, equilibration=equilibration, mesh=mesh)
+    typed |= dict(
+        fc2_supercell=fc2_supercell, fc3_supercell=fc3_supercell, displacement=displacement, ad=ad, sigma=sigma
+    )
+    typed |= dict(batch_size=batch_size, driving_force=as_tuple(driving_force))
+    return verbs.run("compare", typed, config, dry_run=dry_run)
 
 
 @app.command

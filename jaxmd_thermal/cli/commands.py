@@ -198,8 +198,10 @@ def save(result: Any, out: Path, settings: Any) -> None:
         write_traces(out / "run.h5", {result.method: traces})
 
 
-def combine(out: Path, folders: list[Path]) -> dict[str, Any]:
-    """One results.json and one report for several runs of the same cell in sub-folders of `out`.
+def combine(out: Path, folders: list[Path], one_cell: bool = True) -> dict[str, Any]:
+    """One results.json and one report for several runs in sub-folders of `out`.
+
+    Without `one_cell` their cells may differ: n_atoms and volume then stand in every entry, and are null in the document.
 
     Raises:
       InputError: the runs have cells of different size; they belong in reports of their own.
@@ -210,17 +212,28 @@ def combine(out: Path, folders: list[Path]) -> dict[str, Any]:
     documents = [json.loads((folder / "results.json").read_text()) for folder in folders]
     first = documents[0]
     for folder, document in zip(folders, documents):
-        if document["n_atoms"] != first["n_atoms"]:
+        if one_cell and document["n_atoms"] != first["n_atoms"]:
             raise InputError(
                 f"'{folder}' has {document['n_atoms']} atoms and '{folders[0]}' {first['n_atoms']}: one results.json "
                 "holds runs of one cell"
             )
     common = {k: v for k, v in first["settings"].items() if all(d["settings"].get(k) == v for d in documents)}
     merged = first | {"results": [r for d in documents for r in d["results"]]}
+    if not one_cell:
+        merged |= {"n_atoms": None, "volume_A3": None, "results": [
+            _placed(r, folder, d) for folder, d in zip(folders, documents) for r in d["results"]
+        ]}  # fmt: skip
+        merged.pop("stages", None)
     merged["settings"] = common | {folder.name: d["settings"] for folder, d in zip(folders, documents)}
     write_json(merged, out)
     build_report(out)
     return merged
+
+
+def _placed(entry: Mapping[str, Any], folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with the size of its cell, and with its files named from the folder above."""
+    files = {k: f"{folder.name}/{entry[k]}" for k in ("mode_file", "phono3py_file") if entry.get(k)}
+    return {**entry, "n_atoms": document["n_atoms"], "volume_A3": document["volume_A3"], **files}
 
 
 def _determinant(cell: Any) -> float:
@@ -350,6 +363,10 @@ def verb_function(verb: str) -> Callable[..., int]:
         from jaxmd_thermal.cli import lattice
 
         return lattice.run
+    if verb == "compare":
+        from jaxmd_thermal.cli import compare
+
+        return compare.run
     if verb == "campaign":
         from jaxmd_thermal.cli import campaign
 

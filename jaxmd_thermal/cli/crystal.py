@@ -232,7 +232,7 @@ def judge(result: Any, atoms: Any) -> Any:
     mesh = times(result.settings["mesh"])
     return Verdict(
         True,
-        f"no imaginary modes on the {mesh} mesh; other meshes and supercells tell whether these are large enough",
+        f"no imaginary modes on the {mesh} mesh; mesh and supercells were not varied",
     )
 
 

@@ -61,7 +61,7 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
     document = (_wigner if verb == "wigner" else _phonons)(settings, source, mesh, out, stages)
     _write(document, out)
     if show:
-        _show(document, out)
+        show_results(document, out)
     return 0
 
 
@@ -282,16 +282,22 @@ def _write(found: Mapping[str, Any], out: Path) -> None:
     build_report(out)
 
 
-def _show(found: Mapping[str, Any], out: Path) -> None:
+def show_results(found: Mapping[str, Any], out: Path) -> None:
+    """Table of conductivities, or of thermodynamics, and where the report is."""
     from jaxmd_thermal.report.data import conductivity
 
-    rows = [
-        SimpleNamespace(
-            method=e["method"], n_atoms=found["n_atoms"], temperature=e["temperature_K"], isotropic=conductivity(e)[0],
-            isotropic_stderr=None, verdict=SimpleNamespace(**e["verdict"]),
-        )
-        for e in found["results"]
-    ]  # fmt: skip
+    lattice_only = all("mode_file" in e for e in found["results"])
+    rows = []
+    for e in found["results"]:
+        value, error = conductivity(e)
+        populations = "" if lattice_only else ((e["details"] or {}).get("settings") or {}).get("populations", "")
+        rows.append(
+            SimpleNamespace(
+                method=f"{e['method']} {populations}".strip(), n_atoms=e.get("n_atoms", found["n_atoms"]),
+                temperature=e["temperature_K"], isotropic=value, isotropic_stderr=error,
+                verdict=SimpleNamespace(**e["verdict"]),
+            )
+        )  # fmt: skip
     if rows:
         summary(rows)
     elif (out / "phonons.json").exists():

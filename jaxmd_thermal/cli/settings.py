@@ -157,6 +157,31 @@ class WignerSettings(LatticeSettings):
         return (value,) if isinstance(value, str) else value
 
 
+class CompareSettings(RunSettings):
+    """Options of `compare`."""
+
+    equilibration: Annotated[int, Field(ge=0)] = 10_000
+    driving_force: tuple[Vector, ...] = ()
+    mesh: Repeats | None = None
+    fc2_supercell: Repeats | None = None
+    fc3_supercell: Repeats | None = None
+    displacement: Positive = 0.03
+    ad: bool = False
+    sigma: Positive | None = None
+    batch_size: Repetition | None = None
+
+    @field_validator("driving_force", mode="before")
+    @classmethod
+    def _one_vector(cls, value: Any) -> Any:
+        one = isinstance(value, list | tuple) and len(value) == 3 and not isinstance(value[0], list | tuple)
+        return (value,) if one else value
+
+    @field_validator("mesh", "fc2_supercell", "fc3_supercell", mode="before")
+    @classmethod
+    def _cube(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int) else value
+
+
 class CampaignSettings(Strict):
     """Options of `campaign`."""
 
@@ -184,6 +209,7 @@ SCHEMAS: dict[str, type[Strict]] = {
     "phonons": PhononsSettings,
     "wigner": WignerSettings,
     "campaign": CampaignSettings,
+    "compare": CompareSettings,
 }
 EXAMPLES = {
     "green-kubo": "green-kubo argon --potential lj-argon-gk --temperature 50 --supercell 4 4 4 --out runs/argon",
@@ -193,6 +219,7 @@ EXAMPLES = {
     "check-heat-flux": "check-heat-flux argon --potential lj-argon-gk",
     "phonons": "phonons silicon --potential sw-silicon --out runs/silicon-phonons",
     "wigner": "wigner silicon --potential sw-silicon --mesh 11 11 11 --temperature 300 --out runs/silicon",
+    "compare": "compare argon --potential lj-argon-gk --temperature 50 --supercell 4 4 4 --out runs/argon-compare",
     "campaign": "campaign phonondb103 --data DIR --potential nequix-mp-1 --compounds NaCl LiBr --out runs/phonondb103",
 }
 """Commands that work, for messages about what is missing."""

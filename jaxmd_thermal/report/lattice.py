@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.report import lattice_figures as figures
-from jaxmd_thermal.report.data import RunData, conductivity, number
+from jaxmd_thermal.report.data import RunData, conductivity, number, with_error
 from jaxmd_thermal.report.lattice_data import LATTICE_METHODS, LatticeData
 from jaxmd_thermal.report.shell import escape, framed, rows, section
 
@@ -21,6 +21,8 @@ GLOSS = {
     "mean_free_path": "Conductivity of all modes with at most this mean free path: what a sample of that size would lose.",
     "modes": "What each mode adds to the mean of the mesh, averaged over directions; coherences are shared out to both modes.",
     "coherences": "Pairs of modes between which heat tunnels, by their two frequencies. The diagonal holds close neighbours.",
+    "compare": "The same potential and lattice constant, no isotope disorder. Compare classical with classical: what differs "
+    "then is anharmonicity beyond three phonons, which only dynamics has, and the finite cell of dynamics.",
     "temperature": "All temperatures of this calculation. Lattice dynamics has no statistical error.",
     "thermodynamics": "Harmonic, at constant volume, per mole of primitive cells.",
     "free": "Harmonic free energy with the zero-point energy, per mole of primitive cells.",
@@ -95,6 +97,42 @@ def next_step(data: RunData, verb: str, typed: Mapping[str, Any]) -> tuple[str, 
     )  # fmt: skip
 
 
+def side_by_side(data: RunData, names: Mapping[str, tuple[str, str]]) -> str:
+    """Lattice dynamics and molecular dynamics of one potential: all values on one axis, and a table with their cells."""
+    both = {is_lattice(r) for r in data.results}
+    if len(both) < 2:
+        return ""
+    lines, labelled = [], []
+    reference = next((r for r in data.results if r.get("method") == "green-kubo"), None)
+    for r in data.results:
+        value, error = conductivity(r)
+        statistics = figures.statistics(r) or "classical"
+        name = f"{names[str(r['method'])][0]}, {statistics}"
+        labelled.append((name, value, error, is_lattice(r)))
+        mesh = ((r.get("details") or {}).get("settings") or {}).get("mesh")
+        cell = f"{r.get('n_atoms')} atoms" + (f", mesh {'×'.join(map(str, mesh))}" if mesh else "")
+        difference = _difference(r, reference)
+        lines.append(f"<tr><td>{escape(name)}</td><td>{escape(with_error(value, error))}</td><td>{escape(cell)}</td>"
+                     f"<td>{escape(difference)}</td></tr>")  # fmt: skip
+    head = "".join(f"<th>{h}</th>" for h in ("method, populations", "κ (W/(m K))", "cell", "against Green-Kubo"))
+    table = (
+        '<figure class="wide many"><h3>Cells and differences</h3>'
+        f"<table class=tensor><tr>{head}</tr>{''.join(lines)}</table><figcaption>"
+        "Differences in standard errors of the dynamics; lattice dynamics has none.</figcaption></figure>"
+    )
+    return section("Lattice dynamics beside molecular dynamics", [
+        framed(figures.all_values(labelled), "all", "All values", GLOSS["compare"]), table,
+    ])  # fmt: skip
+
+
+def _difference(entry: Mapping[str, Any], reference: Mapping[str, Any] | None) -> str:
+    (value, error), (base, width) = conductivity(entry), conductivity(reference or {})
+    if reference is None or entry is reference or value is None or base is None or not width:
+        return "–"
+    sigmas = (value - base) / float(np.hypot(width, error or 0.0))
+    return f"{sigmas:+.1f} σ ({100 * (value / base - 1):+.0f} %)"
+
+
 def overview(data: RunData) -> str:
     """Bands and density of states, thermodynamics, temperature dependence."""
     found = data.lattice
@@ -155,7 +193,8 @@ def result_parts(data: RunData, entry: Mapping[str, Any], key: str) -> list[str]
     modes = found.modes.get(str(entry.get("mode_file")))
     mine = [r for r in data.results if r.get("mode_file") == entry.get("mode_file")]
     shown = min(mine, key=lambda r: abs(float(r["temperature_K"]) - USUAL_KELVIN))
-    if modes is None or shown is not entry:
+    compared = any(not is_lattice(r) for r in data.results)
+    if modes is None or shown is not entry or (compared and entry.get("method") != "wigner"):
         return []
     row = int(np.argmin(np.abs(modes.temperatures - float(entry["temperature_K"]))))
     return [

@@ -42,7 +42,7 @@ def load_lattice(directory: Path, document: Mapping[str, Any], problems: list[st
     for name in dict.fromkeys(r["mode_file"] for r in results if r.get("mode_file")):
         arrays, facts = _read(directory / name, directory, problems)
         if arrays:
-            crystal = SimpleNamespace(volume=document.get("volume_A3") or facts.get("volume_A3"))
+            crystal = SimpleNamespace(volume=facts.get("volume_A3") or document.get("volume_A3"))
             modes[name] = SimpleNamespace(**arrays, settings=facts.get("settings") or {}, crystal=crystal)
     summary = {}
     if (directory / "phonons.json").exists():

@@ -179,6 +179,24 @@ def over_temperature(results: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
+@styled
+def all_values(rows: Sequence[tuple[str, float | None, float | None, bool]]) -> Figure | None:
+    """(name, value, error, whether by lattice dynamics) on one axis."""
+    some = [r for r in rows if r[1] is not None]
+    if not some:
+        return None
+    figure, axis = new_figure(6.4, 0.36 * len(some) + 0.9)
+    for y, (_, value, error, harmonic) in enumerate(some):
+        color, mark = (BLUE, "o") if harmonic else (RED, "s")
+        axis.errorbar([value], [-y], xerr=[[error]] * 2 if error else None, fmt=mark, color=color, ms=6, capsize=4)
+        if error:
+            axis.axvspan(value - error, value + error, color=color, alpha=0.08, lw=0)
+    axis.set_yticks([-float(i) for i in range(len(some))], [r[0] for r in some])
+    axis.set(xlabel="κ (W/(m K))", ylim=(-len(some) + 0.4, 0.6), xlim=(0, None))
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
 def statistics(entry: Mapping[str, Any]) -> str:
     """`quantum`, `classical`, or empty: the populations that a lattice result was computed with."""
     settings = (entry.get("details") or {}).get("settings") or {}

@@ -95,6 +95,7 @@ def render(data: RunData) -> str:
     sections = [
         _header(data, title),
         _next_step(data),
+        lattice.side_by_side(data, METHODS),
         lattice.overview(data),
         *(_result_section(data, entry, i) for i, entry in enumerate(data.results)),
         _stability(data),
@@ -239,7 +240,9 @@ def command_line(verb: str, settings: Mapping[str, Any]) -> str:
 def _result_section(data: RunData, entry: Mapping[str, Any], index: int) -> str:
     method = str(entry.get("method"))
     name, _ = METHODS.get(method, (method, ""))
-    traces = traces_of(data, entry)
+    if lattice.is_lattice(entry) and any(not lattice.is_lattice(r) for r in data.results):
+        name += f", {lattice.figures.statistics(entry)}"
+    traces = {} if lattice.is_lattice(entry) else traces_of(data, entry)
     details = entry.get("details") or {}
     key = f"r{index}"
     running = "integral" if method == "green-kubo" else "average"
