@@ -227,6 +227,7 @@ def test_factors_of_occupations():
     assert not np.any(both[:, 0]) and not np.any(waves[:, 0])
 
 
+@pytest.mark.slow
 def test_collision_operator_with_tetrahedra(nacl, monkeypatch):
     # Tetrahedra round one diagonal break the crystal's symmetry: take none but time reversal.
     monkeypatch.setattr(symmetry, "point_group", lambda *_: np.eye(3, dtype=int)[None])
