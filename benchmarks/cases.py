@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks import argon
 from benchmarks.foundation import foundation_flux, nequix, unfolding
 from benchmarks.harness import Report, Timing, Worker, Workers, ratio, relative_error, round_robin, spread
+from benchmarks.lattice import compound, gradient, phonon_phonon
 
 PRECISIONS = ("float64", "float32")
 LAMMPS = "LAMMPS serial double"
@@ -203,6 +204,9 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "nequix": nequix,
     "foundation-flux": foundation_flux,
     "unfolding": unfolding,
+    "phonon-phonon": phonon_phonon,
+    "gradient": gradient,
+    "compound": compound,
 }
 
 
