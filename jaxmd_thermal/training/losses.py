@@ -186,29 +186,7 @@ def predictions(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any 
 
     Forces and Hessian columns come out of one forward-over-reverse pass; several columns share one linearisation.
     """
-    terms = terms_of(potential)
-    if any(is_long_range(term) for term in terms):
-        raise UnsupportedError("potentials with long-range terms cannot be trained: use one without them")
-    cheap = [cast(term, dtype) for term in terms]
-    moves, cells, real = batch.positions, batch.cell, batch.atoms
-
-    def energy(variables):
-        x = moves + variables["move"]
-        cell = cells
-        if "strain" in variables:
-            strain = variables["strain"]
-            x = x + jnp.einsum("ax,axy->ay", x, strain[batch.graph])
-            cell = cell + jnp.einsum("gax,gxy->gay", cell, strain)
-        total = 0.0
-        for term in cheap:
-            graph = Graph.of(x, cell, batch.numbers, batch, term.cutoff, dtype)  # type: ignore[arg-type]
-            total = total + term.atomic_energies(graph).astype(x.dtype)
-        atomic = jnp.where(real, total, 0.0)
-        return jnp.sum(atomic), atomic
-
-    variables = {"move": jnp.zeros_like(moves)}
-    if "stress" in needs:
-        variables["strain"] = jnp.zeros_like(cells)
+    energy, variables = _energy_of(potential, batch, needs, dtype)
     out: dict[str, Any] = {}
     curved = bool(needs & {"hessian", "third"})
     if curved or needs & {"forces", "stress"}:
@@ -225,22 +203,95 @@ def predictions(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any 
         out["forces"] = -gradient["move"]
         if "stress" in needs:
             virial = 0.5 * (gradient["strain"] + jnp.swapaxes(gradient["strain"], 1, 2))
-            out["stress"] = virial / jnp.abs(jnp.linalg.det(cells))[:, None, None]
+            out["stress"] = virial / _volumes(batch)
     else:
         _, atomic = energy(variables)
-    atomic = jnp.where(real, atomic + reference_energies(potential, batch.numbers), 0.0)
-    out["energy"] = jax.ops.segment_sum(atomic, batch.graph, cells.shape[0])
+    out["energy"] = _of_structures(potential, batch, atomic)
     return {name: out[name] for name in needs}
+
+
+def _energy_of(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any):
+    """Function of displacements and strains -> (total energy, atomic energies without constants), and where it is taken."""
+    terms = terms_of(potential)
+    if any(is_long_range(term) for term in terms):
+        raise UnsupportedError("potentials with long-range terms cannot be trained: use one without them")
+    cheap = [cast(term, dtype) for term in terms]
+
+    def energy(variables):
+        x, cell = batch.positions + variables["move"], batch.cell
+        if "strain" in variables:
+            strain = variables["strain"]
+            x = x + jnp.einsum("ax,axy->ay", x, strain[batch.graph])
+            cell = cell + jnp.einsum("gax,gxy->gay", cell, strain)
+        total = 0.0
+        for term in cheap:
+            graph = Graph.of(x, cell, batch.numbers, batch, term.cutoff, dtype)  # type: ignore[arg-type]
+            total = total + term.atomic_energies(graph).astype(x.dtype)
+        atomic = jnp.where(batch.atoms, total, 0.0)
+        return jnp.sum(atomic), atomic
+
+    start = {"move": jnp.zeros_like(batch.positions)}
+    if "stress" in needs:
+        start["strain"] = jnp.zeros_like(batch.cell)
+    return energy, start
+
+
+def _of_structures(potential: Any, batch: Batch, atomic):
+    """(G,) energies with the constants of the species."""
+    atomic = jnp.where(batch.atoms, atomic + reference_energies(potential, batch.numbers), 0.0)
+    return jax.ops.segment_sum(atomic, batch.graph, batch.cell.shape[0])
+
+
+def _volumes(batch: Batch):
+    return jnp.abs(jnp.linalg.det(batch.cell))[:, None, None]
+
+
+def paired(potential: Any, batch: Batch, adjoint: Mapping[str, Any], dtype: Any = jnp.float64):
+    """`sum of adjoint x prediction`, in a form whose gradient by the potential is cheap.
+
+    Forces and Hessian columns meet their adjoints as directional derivatives of the energy,
+    `w . H v + u . dE/dx = d/ds [dE/dt](x + s w, v + s u)`, two forward passes; the one reverse pass that the gradient
+    needs is then the only one. Differentiating the Hessian-vector product itself would reverse what was reversed already.
+
+    Args:
+      adjoint: of `predictions`, without third derivatives.
+    """
+    energy, start = _energy_of(potential, batch, frozenset(adjoint), dtype)
+    push = jax.tree.map(jnp.zeros_like, start)
+    if "forces" in adjoint:
+        push["move"] = -adjoint["forces"]
+    if "stress" in adjoint:
+        push["strain"] = 0.5 * (adjoint["stress"] + jnp.swapaxes(adjoint["stress"], 1, 2)) / _volumes(batch)
+    if "hessian" not in adjoint:
+        _, slope, atomic = jax.jvp(energy, (start,), (push,), has_aux=True)
+    else:
+
+        def along(z, v):
+            _, slope, atomic = jax.jvp(energy, (z,), (v,), has_aux=True)
+            return slope, atomic
+
+        def both(v, w, u):
+            v, w = (jax.tree.map(jnp.zeros_like, start) | {"move": move} for move in (v, w))
+            _, found, atomic = jax.jvp(along, (start, v), (w, u), has_aux=True)
+            return found, atomic
+
+        ways = _ways(batch)
+        # The forces are paired once, with the first column.
+        first = jax.tree.map(lambda x: jnp.zeros((ways.shape[0], *x.shape), x.dtype).at[0].set(x), push)
+        if ways.shape[0] == 1:
+            slope, atomic = both(ways[0], adjoint["hessian"][0], push)
+        else:
+            slopes, atomic = jax.vmap(both, out_axes=(0, None))(ways, adjoint["hessian"], first)
+            slope = jnp.sum(slopes)
+    if "energy" in adjoint:
+        slope = slope + jnp.vdot(adjoint["energy"], _of_structures(potential, batch, atomic))
+    return slope
 
 
 def _curvature(slope, start, batch: Batch, needs: frozenset[str]):
     """What `slope` returns beside the gradient, and the wanted derivatives along the columns of the batch."""
-    count = batch.columns.shape[0]
-    if count == 0:
-        raise InputError("the batch has room for no columns: its structures have no second derivatives")
-    along = jnp.zeros((count, start.size), start.dtype)
-    along = along.at[jnp.arange(count)[:, None], batch.columns].add(batch.has_columns.astype(start.dtype))
-    along = along.reshape(count, *start.shape)
+    along = _ways(batch)
+    count = along.shape[0]
     out = {}
     if "third" in needs:
 
@@ -261,6 +312,16 @@ def _curvature(slope, start, batch: Batch, needs: frozenset[str]):
         _, linear, others = jax.linearize(slope, start, has_aux=True)
         out["hessian"] = jax.vmap(linear)(along)
     return others, out
+
+
+def _ways(batch: Batch):
+    """(C, A, 3) directions: in every structure one degree of freedom moves by one unit, with all its images."""
+    count = batch.columns.shape[0]
+    if count == 0:
+        raise InputError("the batch has room for no columns: its structures have no second derivatives")
+    along = jnp.zeros((count, batch.positions.size), batch.positions.dtype)
+    along = along.at[jnp.arange(count)[:, None], batch.columns].add(batch.has_columns.astype(along.dtype))
+    return along.reshape(count, *batch.positions.shape)
 
 
 def loss_sums(potential: Any, batch: Batch, losses: Sequence[Term], dtype: Any = jnp.float64):

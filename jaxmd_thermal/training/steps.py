@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.training.batches import Batch, Batches
-from jaxmd_thermal.training.losses import Term, needs_of, predictions
+from jaxmd_thermal.training.losses import Term, needs_of, paired, predictions
 from jaxmd_thermal.training.optimizers import Partition, averaged
 
 PRECISIONS = {"float32": ("float32", "float32"), "mixed": ("float64", "float32"), "float64": ("float64", "float64")}
@@ -109,15 +109,26 @@ class Program:
 
 
 def _gradient_of_part(weights, others, batch, factors, partition, dtype, losses):
-    def loss(w):
-        predicted = predictions(partition.merge(w, others), batch, needs_of(losses), dtype)
+    needs = needs_of(losses)
+
+    def loss_of(predicted):
         sums = {term.name: term.sums(predicted, batch) for term in losses}
         total = sum(factors[name] * value for name, (value, _) in sums.items())
-        errors = {name: error for name, (_, error) in sums.items()}
-        return total, (errors, {k: _products(k, predicted, batch) for k in COMPARED if k in predicted})
+        return total, {name: error for name, (_, error) in sums.items()}
 
-    (value, (errors, products)), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
-    return Gradients(gradient, value, errors, products)
+    if "third" in needs:
+
+        def whole(w):
+            predicted = predictions(partition.merge(w, others), batch, needs, dtype)
+            value, errors = loss_of(predicted)
+            return value, (errors, predicted)
+
+        (value, (errors, predicted)), gradient = jax.value_and_grad(whole, has_aux=True)(weights)
+    else:
+        predicted = predictions(partition.merge(weights, others), batch, needs, dtype)
+        (value, errors), adjoint = jax.value_and_grad(loss_of, has_aux=True)(predicted)
+        gradient = jax.grad(lambda w: paired(partition.merge(w, others), batch, adjoint, dtype))(weights)
+    return Gradients(gradient, value, errors, {k: _products(k, predicted, batch) for k in COMPARED if k in predicted})
 
 
 @partial(jax.jit, static_argnames=("partition", "dtype", "losses", "mesh"))

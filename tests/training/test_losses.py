@@ -21,6 +21,7 @@ from jaxmd_thermal.training.losses import (
     Stress,
     ThirdDerivatives,
     factors_of,
+    paired,
     predictions,
     total_loss,
 )
@@ -152,6 +153,33 @@ def test_gradient_by_the_weights_equals_finite_differences(case):
             # Five points: the fourth derivative of the loss along a random way is large.
             numeric = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
             assert slope == pytest.approx(numeric, rel=1e-6)
+
+
+@pytest.mark.parametrize("columns", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_paired_gradient_is_the_gradient(case, columns):
+    """One reverse pass over directional derivatives, against automatic differentiation of the whole loss."""
+    potential, _, frames, _, _ = case
+    losses = [EnergyPerAtom(0.3), Forces(0.5, "norm"), Stress(2.0, "huber"), HessianColumns(1.0)]
+    needs = frozenset(("energy", "forces", "stress", "hessian"))
+    near = [neighborhood(f, potential.cutoff) for f in frames]
+    shape = Shape(2, 7, sum(len(x.owner) for x in near), max(x.slots for x in near))
+    batch = union(frames, near, shape, [np.arange(columns)] * 2)
+    with double_precision():
+        factors = factors_of(losses, [batch], 0)
+
+        def whole(p):
+            return total_loss(p, batch, losses, factors)[0]
+
+        def in_two(p):
+            predicted = predictions(p, batch, needs)
+            adjoint = jax.grad(lambda q: sum(factors[t.name] * t.sums(q, batch)[0] for t in losses))(predicted)
+            return jax.grad(lambda p: paired(p, batch, adjoint))(p)
+
+        given = jax.tree.map(jnp.asarray, potential)
+        for a, b in zip(
+            jax.tree.leaves(jax.jit(jax.grad(whole))(given)), jax.tree.leaves(jax.jit(in_two)(given)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * (1.0 + np.abs(np.asarray(a)).max(initial=0.0)))
 
 
 def test_terms_against_numpy(case):
