@@ -17,6 +17,7 @@ from ase.build import bulk
 from ase.io import write
 
 from jaxmd_thermal.cli import campaign, main
+from jaxmd_thermal.cli.settings import settings_for
 from jaxmd_thermal.errors import InputError, UnstableError
 from jaxmd_thermal.io.hdf5 import write_arrays
 from jaxmd_thermal.io.phonondb import PER_MODEL, STRUCTURES, chosen, published, read_compounds
@@ -267,7 +268,7 @@ def test_dask_missing(data, monkeypatch, capsys):
     assert "pip install 'jaxmd-thermal[campaign]'" in capsys.readouterr().err
 
 
-def test_the_103_solids(shared):
+def test_the_103_solids(shared, root):
     """The published data: order of work, the protocol's cells, and q-points in the order of our own grid."""
     folder = shared / "data/phonondb103"
     compounds = read_compounds(folder)
@@ -292,6 +293,8 @@ def test_the_103_solids(shared):
         grid = make_grid(crystal.lattice, c.mesh, symmetry.point_group(crystal))
         off = grid.qpoints[grid.irreducible] - c.dft["qpoints"]
         assert np.abs(off - np.rint(off)).max() < 1e-9 and np.array_equal(grid.weights, c.dft["weights"])
+    asked = settings_for("campaign", {}, root / "experiments/phonondb103/config.toml").compounds
+    assert chosen(compounds, asked) == compounds[:15]
     each, means = published(folder, "nequix-mp-1")
     assert each["mp-22862"]["kappa"] == 6.9048 and each["mp-22862"]["models"] == 40 and means["srme"] == 0.4461
 

@@ -114,7 +114,7 @@ def _client(distributed: Any, settings: Any) -> Iterator[Any]:
     threads = str(max(1, cores // settings.workers))
     # A worker is a process of its own; the limit of memory is the machine's, the estimate before each job guards it.
     with distributed.LocalCluster(
-        n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None,
+        n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=":0",
         silence_logs="ERROR", env={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
     ) as cluster, distributed.Client(cluster) as client:  # fmt: skip
         yield client
@@ -211,7 +211,7 @@ def _computed(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     source = Source(load_potential(job["potential"]), c.atoms, job["protocol"], c.supercell, c.fc3_supercell, DISPLACEMENT,
                     job["batch_size"], c.primitive)  # fmt: skip
     refuse_too_large(plan(source), c.mesh)
-    kept, stages = LatticeDirectory(folder), Stages(quiet=True)
+    kept, stages = LatticeDirectory(folder), Stages(c.label)
     atoms, constants = crystal_and_constants(source, kept, stages)
     relaxation = atoms.info["relaxation"]
     found = {"cell_lengths_A": atoms.cell.lengths(), "relaxation": relaxation}

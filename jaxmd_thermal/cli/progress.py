@@ -64,16 +64,17 @@ class Stages:
     """The steps of a calculation without time steps: each is shown while it runs, with its time and that of compilation.
 
     Attributes:
+      of: what is calculated, in front of each line; with it (several calculations at once) only finished steps are shown.
       took: {stage: {"seconds", "cpu_seconds", "compile_seconds"}} of what has been computed.
     """
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
+    def __init__(self, of: str = ""):
+        self.of = of
         self.took: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def __call__(self, name: str, detail: str = "") -> Iterator[None]:
-        title = name.replace("_", " ") + (f": {detail}" if detail else "")
+        title = (f"{self.of}, " if self.of else "") + name.replace("_", " ") + (f": {detail}" if detail else "")
         start, used, compiled = time.perf_counter(), time.process_time(), compile_seconds()
         with self._shown(title):
             yield
@@ -82,14 +83,13 @@ class Stages:
             "seconds": round(seconds, 3), "cpu_seconds": round(time.process_time() - used, 3),
             "compile_seconds": round(compiling, 3),
         }  # fmt: skip
-        if not self.quiet:
-            of_it = f", {duration(compiling)} of it compiling (once)" if compiling >= 1.0 else ""
-            print(f"{title}: {duration(seconds)}{of_it}", file=sys.stderr, flush=True)
+        of_it = f", {duration(compiling)} of it compiling (once)" if compiling >= 1.0 else ""
+        print(f"{title}: {duration(seconds)}{of_it}", file=sys.stderr, flush=True)
 
     @contextmanager
     def _shown(self, title: str) -> Iterator[None]:
-        if self.quiet or not sys.stderr.isatty():
-            if not self.quiet:
+        if self.of or not sys.stderr.isatty():
+            if not self.of:
                 print(f"{title} ...", file=sys.stderr, flush=True)
             yield
             return
