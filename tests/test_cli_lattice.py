@@ -12,6 +12,7 @@ from ase.build import bulk
 from ase.io import write
 
 from jaxmd_thermal.cli import main
+from jaxmd_thermal.cli.progress import Stages
 from jaxmd_thermal.errors import CheckpointError, InputError
 from jaxmd_thermal.io.ase import atoms_from
 from jaxmd_thermal.io.lattice_directory import LatticeDirectory
@@ -102,8 +103,6 @@ def test_the_same_command_computes_nothing_again(argon, monkeypatch, capsys):
     forbid(monkeypatch, *STAGES)
     assert call("resume", argon) == 0
     assert json.loads((argon / "results.json").read_text()) == before
-    (argon / "report.html").unlink()
-    assert call("report", argon) == 0 and (argon / "report.html").exists()
     assert "wigner" in json.loads((argon / "command.json").read_text())["line"]
     assert "--no-isotopes" in json.loads((argon / "command.json").read_text())["line"]
 
@@ -318,3 +317,16 @@ def test_options_from_a_file(tmp_path):
     file.write_text("[wigner]\nmehtod = 'rta'")
     with pytest.raises(InputError, match="unknown key 'mehtod', did you mean 'method'"):
         settings_for("wigner", {}, file)
+
+
+def test_stages_tell_how_far_they_are(capsys):
+    stages = Stages()
+    with stages("force_constants", "2 displaced cells") as advance:
+        for done in range(12):
+            advance(done, 12)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "force constants: 2 displaced cells ..." and lines[1:4] == [
+        "force constants: 3 of 12", "force constants: 6 of 12", "force constants: 9 of 12"
+    ]  # fmt: skip
+    assert re.fullmatch(r"force constants: 2 displaced cells: \d+ s", lines[4]) and len(lines) == 5
+    assert set(stages.took["force_constants"]) == {"seconds", "cpu_seconds", "compile_seconds"}

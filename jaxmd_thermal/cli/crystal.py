@@ -131,10 +131,10 @@ def crystal_and_constants(source: Source, folder: Any, stages: Callable) -> tupl
     full = source.full_key()
     found = folder.force_constants(full)
     if found is None:
-        with stages("force_constants", _evaluations(source, atoms)):
+        with stages("force_constants", _evaluations(source, atoms)) as advance:
             found = force_constants(
                 source.potential, atoms, source.supercell, source.fc3_supercell, source.displacement,
-                batch_size=source.batch_size, primitive=source.primitive,
+                batch_size=source.batch_size, primitive=source.primitive, progress=advance,
             )  # fmt: skip
         folder.save_force_constants(full, found, stages.took["force_constants"])
     return atoms, found

@@ -63,6 +63,8 @@ class _Lines:
 class Stages:
     """The steps of a calculation without time steps: each is shown while it runs, with its time and that of compilation.
 
+    `with stages(name) as advance`: `advance(done, total)` shows how far it is.
+
     Attributes:
       of: what is calculated, in front of each line; with it (several calculations at once) only finished steps are shown.
       took: {stage: {"seconds", "cpu_seconds", "compile_seconds"}} of what has been computed.
@@ -73,11 +75,11 @@ class Stages:
         self.took: dict[str, dict[str, float]] = {}
 
     @contextmanager
-    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
+    def __call__(self, name: str, detail: str = "") -> Iterator[Callable[[int, int], None]]:
         title = (f"{self.of}, " if self.of else "") + name.replace("_", " ") + (f": {detail}" if detail else "")
         start, used, compiled = time.perf_counter(), time.process_time(), compile_seconds()
-        with self._shown(title):
-            yield
+        with self._shown(title) as advance:
+            yield advance
         seconds, compiling = time.perf_counter() - start, compile_seconds() - compiled
         self.took[name] = {
             "seconds": round(seconds, 3), "cpu_seconds": round(time.process_time() - used, 3),
@@ -87,19 +89,37 @@ class Stages:
         print(f"{title}: {duration(seconds)}{of_it}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def _shown(self, title: str) -> Iterator[None]:
+    def _shown(self, title: str) -> Iterator[Callable[[int, int], None]]:
         if self.of or not sys.stderr.isatty():
             if not self.of:
                 print(f"{title} ...", file=sys.stderr, flush=True)
-            yield
+            yield _Quarters(title)
             return
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            bar.add_task(title, total=None)
-            yield
+            task = bar.add_task(title, total=None, state="")
+            yield lambda done, total: bar.update(task, state=f"{done} of {total}")
+
+
+class _Quarters:
+    """Lines for log files: a quarter, a half, three quarters of the evaluations."""
+
+    def __init__(self, title: str):
+        self.title, self.last = title.split(":")[0], (0, 0)
+
+    def __call__(self, done: int, total: int) -> None:
+        now = (total, 4 * done // max(total, 1))
+        if now[1] and now != self.last:
+            print(f"{self.title}: {done} of {total}", file=sys.stderr, flush=True)
+        self.last = now
 
 
 _compiled = [0.0]

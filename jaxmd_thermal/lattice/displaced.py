@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -62,14 +63,16 @@ def _third(potential, positions, cell, numbers, neighbors, first, second, *, dty
 
 
 def displaced_forces(
-    potential: Potential, system: System, displacements, batch_size: int | None = None, dtype: str = "float64"
-) -> np.ndarray:
+    potential: Potential, system: System, displacements, batch_size: int | None = None, dtype: str = "float64",
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Forces of cells that differ by small displacements; one neighbour list and one compilation for all.
 
     Args:
       potential, system: as for `evaluate`; the undisplaced cell.
       displacements: (cells, atoms, 3) Å.
       batch_size: cells evaluated together; memory grows with it. None: what suits the device.
+      progress: called with the number of cells that are done and of all, before each batch.
 
     Returns: (cells, atoms, 3) eV/Å; the mean force of every cell is subtracted (rounding of single precision).
 
@@ -92,7 +95,7 @@ def displaced_forces(
         def run(moves):
             return _forces(potential, system.positions + moves, *where, dtype=dtype)
 
-        out = _in_batches(run, (displacements,), check_batch(batch_size, system.n_atoms))
+        out = _in_batches(run, (displacements,), check_batch(batch_size, system.n_atoms), progress)
     if not np.all(np.isfinite(out)):
         bad = int(np.argmax(~np.all(np.isfinite(out), axis=(1, 2))))
         raise UnstableError(
@@ -102,13 +105,15 @@ def displaced_forces(
 
 
 def third_derivatives(
-    potential: Potential, system: System, pairs, batch_size: int | None = None, dtype: str = "float64"
-) -> np.ndarray:
+    potential: Potential, system: System, pairs, batch_size: int | None = None, dtype: str = "float64",
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Third derivatives of the energy along pairs of displacements, by forward over forward over reverse differentiation.
 
     Args:
       pairs: (n, 2) columns 3 * atom + axis.
       batch_size: pairs evaluated together.
+      progress: called with the number of pairs that are done and of all, before each batch.
 
     Returns: (n, atoms, 3) eV/Å^3.
     """
@@ -120,7 +125,7 @@ def third_derivatives(
         def run(first, second):
             return _third(potential, *where, first, second, dtype=dtype)
 
-        return _in_batches(run, (pairs[:, 0], pairs[:, 1]), check_batch(batch_size, system.n_atoms))
+        return _in_batches(run, (pairs[:, 0], pairs[:, 1]), check_batch(batch_size, system.n_atoms), progress)
 
 
 def prepared_neighbors(potential: Potential, system: System, dtype: str, furthest: float = 0.0) -> NeighborList:
@@ -136,11 +141,13 @@ def prepared_neighbors(potential: Potential, system: System, dtype: str, furthes
     return neighbors
 
 
-def _in_batches(run, arrays, batch: int) -> np.ndarray:
+def _in_batches(run, arrays, batch: int, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """Stacked `run(*rows)`; the last batch is filled up with its first row, so that all have one shape."""
     n = len(arrays[0])
     out = []
     for start in range(0, n, batch):
+        if progress is not None:
+            progress(start, n)
         rows = [a[start : start + batch] for a in arrays]
         have = len(rows[0])
         rows = [np.concatenate([r, np.repeat(r[:1], batch - have, axis=0)]) if have < batch else r for r in rows]

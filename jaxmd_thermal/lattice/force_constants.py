@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def force_constants(
     primitive: Any = "auto",
     symprec: float = symmetry.SYMPREC,
     dtype: str = "float64",
+    progress: Callable[[int, int], None] | None = None,
 ) -> ForceConstants:
     """Force constants of a potential, symmetrised.
 
@@ -210,6 +212,7 @@ def force_constants(
       primitive: "auto", a centring letter or a matrix (phonopy's).
       symprec: Å.
       dtype: precision of the potential.
+      progress: called with the number of evaluations that are done and of all, of one order after the other.
 
     Returns: ForceConstants; fc2 in eV/Å^2, fc3 in eV/Å^3.
 
@@ -227,12 +230,14 @@ def force_constants(
     refuse_too_large(geometry)
     if displacement is None:
         fc2 = _fc2_by_ad(potential, geometry, dtype)
-        fc3 = None if geometry.fc3_supercell_matrix is None else _fc3_by_ad(potential, geometry, batch_size, dtype)
-    else:
-        fc2 = _by_displacements(potential, geometry, 2, displacement, batch_size, dtype)
         fc3 = None
         if geometry.fc3_supercell_matrix is not None:
-            fc3 = _by_displacements(potential, geometry, 3, displacement, batch_size, dtype)
+            fc3 = _fc3_by_ad(potential, geometry, batch_size, dtype, progress)
+    else:
+        fc2 = _by_displacements(potential, geometry, 2, displacement, batch_size, dtype, progress)
+        fc3 = None
+        if geometry.fc3_supercell_matrix is not None:
+            fc3 = _by_displacements(potential, geometry, 3, displacement, batch_size, dtype, progress)
     return empty_force_constants(geometry, fc2, fc3)
 
 
@@ -269,11 +274,11 @@ def _third_columns(operations, images) -> list[tuple[int, int]]:
     return [(3 * i + a, 3 * j + b) for i, j in pairs for a in range(3) for b in range(a if i == j else 0, 3)]
 
 
-def _fc3_by_ad(potential: Potential, geometry: Geometry, batch_size: int | None, dtype: str) -> np.ndarray:
+def _fc3_by_ad(potential: Potential, geometry: Geometry, batch_size: int | None, dtype: str, progress) -> np.ndarray:
     phonopy = symmetry.phonopy_object(geometry, 3)
     operations, images = _operations(phonopy)
     columns = _third_columns(operations, images)
-    found = third_derivatives(potential, symmetry.system_of(phonopy.supercell), columns, batch_size, dtype)
+    found = third_derivatives(potential, symmetry.system_of(phonopy.supercell), columns, batch_size, dtype, progress)
     rows: dict[tuple[int, int], np.ndarray] = {}
     for (first, second), value in zip(columns, found, strict=True):
         (i, a), (j, b) = divmod(first, 3), divmod(second, 3)
@@ -303,10 +308,12 @@ def third_order_plan(geometry: Geometry, distance: float) -> ThirdOrder:
     return third_order(atoms, *_operations(symmetry.phonopy_object(geometry, 3)))
 
 
-def _by_displacements(potential, geometry: Geometry, order: int, distance: float, batch_size, dtype: str) -> np.ndarray:
+def _by_displacements(
+    potential, geometry: Geometry, order: int, distance: float, batch_size, dtype: str, progress
+) -> np.ndarray:
     make, solve = ((second_order_plan, solve_fc2), (third_order_plan, solve_fc3))[order - 2]
     plan: Any = make(geometry, distance)
     system = symmetry.system_of(symmetry.phonopy_object(geometry, order).supercell)
-    forces = displaced_forces(potential, system, plan.moves, batch_size, dtype)
+    forces = displaced_forces(potential, system, plan.moves, batch_size, dtype, progress)
     with double_precision():
         return np.asarray(solve(jax.numpy.asarray(forces), plan))
