@@ -303,3 +303,12 @@ def test_command_line_quotes_and_repeats():
         "jaxmd-thermal hnemd 'my file.cif' --temperature 50 --driving-force 0.01 0 0 --driving-force 0.02 0 0 "
         "--supercell 4 4 4"
     )
+
+
+def test_switches_and_positions_of_a_command_line():
+    assert command_line(
+        "wigner", {"isotopes": False, "ad": True, "nac": False, "structure": "si.cif", "mesh": [3, 3, 3]}
+    ) == ("jaxmd-thermal wigner si.cif --no-isotopes --ad --mesh 3 3 3")
+    assert command_line("campaign", {"name": "phonondb103", "compounds": ["NaCl", "LiBr"], "isotopes": True}) == (
+        "jaxmd-thermal campaign phonondb103 --compounds NaCl LiBr --isotopes"
+    )
