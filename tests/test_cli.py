@@ -191,7 +191,9 @@ def test_every_flag_is_a_key_of_the_schema(capsys):
 
 def test_the_experiment_file_is_valid(root):
     silicon = settings_for("wigner", {}, root / "experiments" / "silicon_wigner" / "config.toml")
-    assert silicon.structure == "silicon" and set(silicon.method) == {"wigner", "lbte"} and silicon.temperature == (300.0,)
+    assert (
+        silicon.structure == "silicon" and set(silicon.method) == {"wigner", "lbte"} and silicon.temperature == (300.0,)
+    )
     config = root / "experiments" / "argon" / "config.toml"
     for verb in ("green-kubo", "hnemd"):
         options = settings_for(verb, {}, config)
