@@ -182,6 +182,7 @@ def test_wrong_units_of_phonopy(silicon_file):
         assert len(read_phonon_frames(path, check_units=False)) == 1
 
 
+@pytest.mark.slow
 def test_published_sets_have_usual_units(shared):
     pytest.importorskip("phono3py")
     folder = shared / "data" / "dft_phonons"

@@ -28,6 +28,7 @@ from jaxmd_thermal.training.steps import Program, added
 
 TEACHER = LennardJones(0.0104, 3.40, 5.5, "switch", switch_start=4.0)
 START = replace(TEACHER, sigma=np.asarray(3.33))
+OPTIMIZER = optax.adam(3e-3)
 LOSSES = [EnergyPerAtom(1.0), Forces(1.0), HessianColumns(0.2)]
 
 
@@ -51,7 +52,7 @@ def argon():
 
 def trained(frames, **changes):
     options = dict(
-        optimizer=optax.adam(3e-3), batch_size=2, buckets=1, precision="float64", average=0.9, seed=3, validation=frames[8:],
+        optimizer=OPTIMIZER, batch_size=2, buckets=1, precision="float64", average=0.9, seed=3, validation=frames[8:],
         validate_every=5, trained=lambda path, leaf: path[-1].name == "sigma",
     )  # fmt: skip
     return fit(START, frames[:8], LOSSES, **(options | changes))
@@ -185,6 +186,7 @@ def gradient_of(frames, batch_size, accumulate=1, devices=1):
         return jax.device_get(found[:3])
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_one_large_batch(argon):
     """Columns, too: only three of eight frames have some, and the parts hold different numbers of them."""
     whole, parts = gradient_of(argon[:8], 8), gradient_of(argon[:8], 3, accumulate=3)

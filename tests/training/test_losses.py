@@ -127,6 +127,7 @@ def test_sampled_columns_average_to_the_whole_hessian(case):
     assert shared == pytest.approx(full, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_gradient_by_the_weights_equals_finite_differences(case):
     potential, _, _, batch, _ = case
     losses = [
@@ -155,31 +156,51 @@ def test_gradient_by_the_weights_equals_finite_differences(case):
             assert slope == pytest.approx(numeric, rel=1e-6)
 
 
-@pytest.mark.parametrize("columns", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_paired_gradient_is_the_gradient(case, columns):
-    """One reverse pass over directional derivatives, against automatic differentiation of the whole loss."""
+def second_order(case, columns):
+    """A batch with some columns, its loss, and the loss's gradient by `paired`, as functions of the potential."""
     potential, _, frames, _, _ = case
     losses = [EnergyPerAtom(0.3), Forces(0.5, "norm"), Stress(2.0, "huber"), HessianColumns(1.0)]
-    needs = frozenset(("energy", "forces", "stress", "hessian"))
     near = [neighborhood(f, potential.cutoff) for f in frames]
     shape = Shape(2, 7, sum(len(x.owner) for x in near), max(x.slots for x in near))
     batch = union(frames, near, shape, [np.arange(columns)] * 2)
+    factors = factors_of(losses, [batch], 0)
+
+    def loss(p):
+        return total_loss(p, batch, losses, factors)[0]
+
+    def gradient(p):
+        predicted = predictions(p, batch, ALL - {"third"})
+        adjoint = jax.grad(lambda q: sum(factors[t.name] * t.sums(q, batch)[0] for t in losses))(predicted)
+        return jax.grad(lambda p: paired(p, batch, adjoint))(p)
+
+    return jax.tree.map(np.asarray, potential), loss, gradient
+
+
+def test_paired_gradient_equals_finite_differences(case):
+    """Three columns share a batch. A random way through the weights, five points."""
+    potential, loss, gradient = second_order(case, 3)
+    rng = np.random.default_rng(6)
+    way = jax.tree.map(lambda x: x * rng.standard_normal(x.shape), potential)
     with double_precision():
-        factors = factors_of(losses, [batch], 0)
+        slope = sum(np.vdot(a, b) for a, b in zip(jax.tree.leaves(jax.jit(gradient)(potential)), jax.tree.leaves(way)))
+        compiled, h = jax.jit(loss), 1e-5
 
-        def whole(p):
-            return total_loss(p, batch, losses, factors)[0]
+        def at(t):
+            return float(compiled(jax.tree.map(lambda p, w: p + t * w, potential, way)))
 
-        def in_two(p):
-            predicted = predictions(p, batch, needs)
-            adjoint = jax.grad(lambda q: sum(factors[t.name] * t.sums(q, batch)[0] for t in losses))(predicted)
-            return jax.grad(lambda p: paired(p, batch, adjoint))(p)
+        numeric = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    assert float(slope) == pytest.approx(numeric, rel=1e-6)
 
-        given = jax.tree.map(jnp.asarray, potential)
-        for a, b in zip(
-            jax.tree.leaves(jax.jit(jax.grad(whole))(given)), jax.tree.leaves(jax.jit(in_two)(given)), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * (1.0 + np.abs(np.asarray(a)).max(initial=0.0)))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [1, 3])
+def test_paired_gradient_is_the_gradient(case, columns):
+    """One reverse pass over directional derivatives, against automatic differentiation of the whole loss."""
+    potential, loss, gradient = second_order(case, columns)
+    with double_precision():
+        expected, found = jax.jit(jax.grad(loss))(potential), jax.jit(gradient)(potential)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * (1.0 + np.abs(np.asarray(a)).max(initial=0.0)))
 
 
 def test_terms_against_numpy(case):
@@ -268,27 +289,26 @@ def test_epochs_visit_every_frame_once_and_repeat_exactly():
     assert (drawn[:, 0] != drawn[:, 1]).all()
 
 
-def test_padding_changes_nothing():
+@pytest.mark.parametrize("slab", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_padding_changes_nothing(slab):
     """Lennard-Jones in a cell smaller than the cutoff, and in a slab."""
     potential = LennardJones(0.01, 3.4, 6.0, "switch", switch_start=5.0)
-    atoms = bulk("Ar", "fcc", a=5.2)
-    atoms.positions += 0.1
-    slab = bulk("Ar", "fcc", a=5.2, cubic=True)
-    slab.center(vacuum=3.0, axis=2)
-    slab.pbc = (True, True, False)
-    for structure, extra in ((atoms, 7), (slab, 3)):
-        pbc = tuple(bool(x) for x in structure.pbc)
-        frame = Frame(structure.numbers, structure.positions, structure.cell.array, pbc)
-        near = neighborhood(frame, 6.0)
-        n = len(structure)
-        expected = evaluate(potential, structure)
-        shape = Shape(1 + extra, n + extra, len(near.owner) + extra, near.slots + extra)
-        with double_precision():
-            said = jax.jit(predictions, static_argnames="needs")(
-                potential, union([frame], [near], shape), needs=frozenset(("energy", "forces"))
-            )
-        assert float(said["energy"][0]) == pytest.approx(float(expected["energy"]), abs=1e-12)
-        np.testing.assert_allclose(said["forces"][:n], expected["forces"], atol=1e-12)
+    structure = bulk("Ar", "fcc", a=5.2, cubic=slab)
+    structure.positions += 0.1
+    if slab:
+        structure.center(vacuum=3.0, axis=2)
+        structure.pbc = (True, True, False)
+    pbc = tuple(bool(x) for x in structure.pbc)
+    frame = Frame(structure.numbers, structure.positions, structure.cell.array, pbc)
+    near, n, extra = neighborhood(frame, 6.0), len(structure), 7
+    shape = Shape(1 + extra, n + extra, len(near.owner) + extra, near.slots + extra)
+    with double_precision():
+        said = jax.jit(predictions, static_argnames="needs")(
+            potential, union([frame], [near], shape), needs=frozenset(("energy", "forces"))
+        )
+    expected = evaluate(potential, structure)
+    assert float(said["energy"][0]) == pytest.approx(float(expected["energy"]), abs=1e-12)
+    np.testing.assert_allclose(said["forces"][:n], expected["forces"], atol=1e-12)
 
 
 def test_prefetching_keeps_order_and_errors():

@@ -1,0 +1,60 @@
+"""Networks with random weights learn a classical potential until their phonons are its phonons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from jaxmd_thermal import fit, force_constants, load_potential
+from jaxmd_thermal.lattice.density import mesh_phonons
+from jaxmd_thermal.potentials import EquivariantNetwork
+from jaxmd_thermal.training.losses import EnergyPerAtom, Forces
+from jaxmd_thermal.training.networks import with_statistics
+from jaxmd_thermal.training.optimizers import adamw, rate
+from jaxmd_thermal.training.replay import labelled, rattled
+from jaxmd_thermal.training.statistics import statistics
+
+STEPS = 1200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_phonons_of_a_network_trained_on_stillinger_weber_silicon():
+    """Within 2 % of the largest frequency, every mode of the grid; the data hold energies and forces only."""
+    teacher = load_potential("sw-silicon")
+    cell = bulk("Si", "diamond", a=5.431, cubic=True)
+    frames = [
+        f
+        for rattle, strain, seed in ((0.03, 0.005, 0), (0.08, 0.015, 1))
+        for f in labelled(
+            teacher, rattled([cell], 40, rattle=rattle, strain=strain, seed=seed), batch_size=8, dtype="float64"
+        )
+    ]
+    found = statistics(frames, 4.5)
+    network = EquivariantNetwork.create(
+        1, ["Si"], 4.5, 2, channels=8, lmax=2, radial=8, hidden=32, neighbors=found.neighbors, block=None
+    )
+    result = fit(
+        with_statistics(network, found),
+        frames,
+        [EnergyPerAtom(4.0, "mse"), Forces(1.0, "mse")],
+        adamw(rate(5e-3, "cosine", STEPS, warmup=20), weight_decay=0.0, clip=10.0),
+        steps=STEPS,
+        batch_size=8,
+        buckets=1,
+        average=0.99,
+        seed=1,
+    )
+    first, last = (np.mean([e["forces meV/Å"] for _, e in part]) for part in (
+        result.errors("train")[:10], result.errors("train")[-10:]))  # fmt: skip
+    assert last < 0.05 * first
+    frequencies = [
+        mesh_phonons(force_constants(p, cell, (2, 2, 2), displacement=None), [8, 8, 8]).frequencies
+        for p in (teacher, result.potential)
+    ]
+    largest = frequencies[0].max()
+    worst = np.abs(frequencies[1] - frequencies[0]).max()
+    print(f"forces {first:.1f} -> {last:.2f} meV/Å; worst mode {worst:.3f} of {largest:.3f} THz")
+    assert worst < 0.02 * largest
+    assert abs(frequencies[1].max() - largest) < 0.02 * largest
