@@ -27,6 +27,7 @@ from jaxmd_thermal.cli.flags import (
     as_tuple,
     typed_flags,
 )
+from jaxmd_thermal.cli.training_verbs import evaluate as evaluate  # its import registers the verbs of training
 from jaxmd_thermal.errors import ThermalError
 
 

@@ -24,7 +24,10 @@ UNSEEN = 7919
 def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = False) -> int:
     """Train by a TOML file; a folder with an unfinished training of the same settings is resumed. Returns the exit code."""
     quiet_compiler()
-    settings = load_training(config, {k: v for k, v in changes.items() if v is not None})
+    typed = {key: value for key, value in changes.items() if value is not None}
+    if "steps" in typed:
+        typed["epochs"] = None  # what is typed takes the place of the file's epochs
+    settings = load_training(config, typed)
     given, needed, other = (settings.network, "[network]", "potential") if verb == "train" else (
         settings.potential, "potential", "[network]")  # fmt: skip
     if given is None:

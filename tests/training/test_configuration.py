@@ -12,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from jaxmd_thermal import evaluate, force_constants, load_potential, phonon_errors
-from jaxmd_thermal.cli import phonon_evaluation, training
+from jaxmd_thermal.cli import main, phonon_evaluation, training
 from jaxmd_thermal.cli.training_settings import checked, load_training
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.io.ase import builtin_structure
@@ -70,6 +70,23 @@ def trajectory(path, count):
         atoms.calc = SinglePointCalculator(atoms, energy=float(said["energy"]), forces=said["forces"])
         frames.append(atoms)
     write(path, frames)
+
+
+def test_verbs(tmp_path, capsys):
+    """Errors are one line with a remedy; what is typed wins over the file."""
+    config = tmp_path / "fit.toml"
+    config.write_text('potential = "lj-argon-gk"\nepocs = 3\n[data]\nstructures = "no.extxyz"\n[losses.forces]\n')
+    for verb in ("train", "finetune"):
+        with pytest.raises(SystemExit) as exit:
+            main([verb, str(config)])
+        assert exit.value.code == 2 and "did you mean 'epochs'?" in capsys.readouterr().err
+    config.write_text(config.read_text().replace("epocs", "epochs"))
+    with pytest.raises(SystemExit) as exit:
+        main(["finetune", str(config), "--steps", "4", "--dry-run"])
+    assert exit.value.code == 2 and "no file is called 'no.extxyz'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        main(["evaluate", "phonons", "--potential", "sw-silicon"])
+    assert exit.value.code == 2 and "--manifest" in capsys.readouterr().err
 
 
 @pytest.mark.slow
