@@ -81,7 +81,7 @@ def _energy(potential, cell: Cell, freedom: Freedom, coordinates):
 
 
 @jax.jit
-def _slopes(potential, cell: Cell, freedom: Freedom):
+def slopes(potential, cell: Cell, freedom: Freedom):
     """Gradient and Hessian of the energy in the coordinates, at zero."""
     zero = jnp.zeros(len(freedom.strains))
     gradient = jax.grad(partial(_energy, potential, cell, freedom))
@@ -124,7 +124,7 @@ def minimum(potential: Potential, system: System, steps: int = 12) -> tuple[np.n
     with double_precision():
         for _ in range(steps):
             cell = cell_of(potential, system)
-            gradient, hessian = (np.asarray(x) for x in _slopes(potential, cell, freedom))
+            gradient, hessian = (np.asarray(x) for x in slopes(potential, cell, freedom))
             curvature = np.linalg.eigvalsh(hessian)
             if not len(curvature) or np.abs(gradient).max() < 1e-11 * max(1.0, np.abs(curvature).max()):
                 return positions, lattice
@@ -170,7 +170,7 @@ def relaxed_coordinates(potential: Potential, cell: Cell, freedom: Freedom):
         return coordinates(potential), potential
 
     def backward(potential, cotangent):
-        _, hessian = _slopes(potential, cell, freedom)
+        _, hessian = slopes(potential, cell, freedom)
         direction = -jnp.linalg.solve(hessian, cotangent) if len(freedom.strains) else cotangent
         return (_parameter_slope(potential, cell, freedom, direction),)
 

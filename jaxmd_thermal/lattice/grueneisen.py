@@ -93,8 +93,8 @@ def grueneisen_from_volumes(
         raise InputError("the three force constants are of different cells or supercells: use the same for all volumes")
     solved = mesh_phonons(middle, mesh, nac, eigenvectors=True)
     q = solved.phonons.qpoints
-    d = [_dynamical_matrices(fc, q, nac) for fc in (smaller, larger)]
-    return _from_slope(solved, (d[1] - d[0]) / (v[2] - v[0]), v[1])
+    d = [matrices_on(fc, q, nac) for fc in (smaller, larger)]
+    return from_slope(solved, (d[1] - d[0]) / (v[2] - v[0]), v[1])
 
 
 def grueneisen_from_fc3(force_constants: ForceConstants, mesh: Any, nac: bool | None = None) -> Grueneisen:
@@ -122,19 +122,21 @@ def grueneisen_from_fc3(force_constants: ForceConstants, mesh: Any, nac: bool | 
     vectors = np.array([[images.vectors[b : b + n].mean(axis=0) for n, b in row] for row in images.multiplicity])
     slope = np.einsum("ijkabc,kic->ijab", np.asarray(fc.fc3), vectors @ fc.crystal.lattice)
     solved = mesh_phonons(fc, mesh, nac, eigenvectors=True)
-    matrices = _dynamical_matrices(replace(fc, fc2=slope), solved.phonons.qpoints, False)
+    matrices = matrices_on(replace(fc, fc2=slope), solved.phonons.qpoints, False)
     volume = fc.crystal.volume
-    return _from_slope(solved, matrices / (3.0 * volume), volume)
+    return from_slope(solved, matrices / (3.0 * volume), volume)
 
 
-def _dynamical_matrices(fc: ForceConstants, q: np.ndarray, nac: bool | None) -> np.ndarray:
+def matrices_on(fc: ForceConstants, q: np.ndarray, nac: bool | None = None) -> np.ndarray:
+    """(n, bands, bands) THz^2, dynamical matrices at fractional q-points."""
     at = interpolation(fc.crystal, fc.images2, fc.crystal.born is not None if nac is None else nac)
     with double_precision():
         at = jax.tree.map(jnp.asarray, at)
         return np.asarray(_matrices(jnp.asarray(fc.fc2), at, q @ fc.crystal.reciprocal, batch=min(64, len(q))))
 
 
-def _from_slope(solved: MeshPhonons, slope: np.ndarray, volume: float) -> Grueneisen:
+def from_slope(solved: MeshPhonons, slope: np.ndarray, volume: float) -> Grueneisen:
+    """Grüneisen parameters of the phonons of a grid and the slope (points, bands, bands) of their dynamical matrices."""
     f, e = solved.frequencies, solved.phonons.eigenvectors
     assert e is not None
     gamma = np.zeros_like(f)
