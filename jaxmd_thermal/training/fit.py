@@ -165,7 +165,8 @@ class _Loop:
             self.history = self.folder.records()
         per_epoch = len(self.main.steps(0, self.parts, self.accumulate))
         total = steps if steps is not None else epochs * per_epoch
-        began, first = time.monotonic(), memory.step
+        began = time.monotonic()
+        paced, first = began, memory.step  # from the second step on: the first one compiles
         others = self._others(memory)
         while not memory.ended:
             for groups, batches in self._stream(self.main, memory.epoch, memory.position, self.accumulate):
@@ -187,14 +188,17 @@ class _Loop:
                     memory.ended = "finished"
                 elif patience is not None and memory.worse >= patience:
                     memory.ended = "early"
-                spent = time.monotonic() - began
-                over = max_seconds is not None and spent > max_seconds
+                now = time.monotonic()
+                over = max_seconds is not None and now - began > max_seconds
+                pace = (now - paced) / max(memory.step - first, 1)
+                if paced == began:
+                    paced, first = now, memory.step
                 if last_of_epoch:
                     memory.epoch, memory.position = memory.epoch + 1, 0
                 if memory.step % checkpoint_every == 0 or memory.ended or over:
                     self._save(state, best, memory)
                 if progress is not None:
-                    left = spent / (memory.step - first) * (total - memory.step)
+                    left = pace * (total - memory.step)
                     progress(Progress(memory.step, total, loss, errors, memory.validation, left))
                 if memory.ended or over or last_of_epoch:
                     break
