@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxmd_thermal import force_constants, phonon_errors
+from jaxmd_thermal import force_constants, phonon_errors, relax
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.io.ase import builtin_structure
 from jaxmd_thermal.io.models import load_potential
@@ -117,3 +117,20 @@ def test_table(silicon):
     assert failed.classification()["failed"] == 1 and "Si" in failed.rows[0].failure
     with pytest.raises(InputError, match="nothing"):
         phonon_errors(potential, folder / "nothing")
+
+
+@pytest.mark.slow
+def test_evaluation_after_relaxation(tmp_path):
+    """From a strained cell back to the minimum: the errors are those of the reference, which was made there."""
+    potential = load_potential("sw-silicon")
+    relaxed = relax(potential, builtin_structure("silicon"), "converged")
+    reference = force_constants(potential, relaxed, (1, 1, 1), displacement=None)
+    stretched = replace(
+        reference.geometry, unit=replace(reference.geometry.unit, lattice=1.01 * reference.geometry.unit.lattice)
+    )
+    reference.replace(geometry=stretched).save(tmp_path / "Si")
+    here = evaluate_phonons(potential, {"Si": tmp_path / "Si"}, mesh=5)
+    there = evaluate_phonons(potential, {"Si": tmp_path / "Si"}, mesh=5, relaxed="converged")
+    assert here.geometry == "reference" and there.geometry == "converged"
+    assert here.means()["force_constants_relative"] > 1e-2
+    assert there.means()["force_constants_relative"] < 1e-4 and there.means()["omega_max_K"] < 0.05

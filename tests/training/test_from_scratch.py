@@ -15,7 +15,7 @@ from jaxmd_thermal.training.optimizers import adamw, rate
 from jaxmd_thermal.training.replay import labelled, rattled
 from jaxmd_thermal.training.statistics import statistics
 
-STEPS = 1200
+STEPS = 3000
 
 
 @pytest.mark.slow
@@ -28,13 +28,13 @@ def test_phonons_of_a_network_trained_on_stillinger_weber_silicon():
     large = cell.repeat((2, 2, 2))
     moved = [
         frame
-        for rattle, strain, seed in ((0.03, 0.005, 0), (0.08, 0.015, 1))
+        for rattle, strain, seed in ((0.02, 0.005, 0), (0.06, 0.01, 1))
         for frame in rattled([large], 20, rattle=rattle, strain=strain, seed=seed)
     ]
     frames = labelled(teacher, moved, dtype="float64")
     found = statistics(frames, 4.5)
     network = EquivariantNetwork.create(
-        1, ["Si"], 4.5, 2, channels=8, lmax=2, radial=8, hidden=32, neighbors=found.neighbors, block=None
+        1, ["Si"], 4.5, 2, channels=12, lmax=2, radial=8, hidden=32, neighbors=found.neighbors, block=None
     )
     result = fit(
         with_statistics(network, found),
