@@ -65,8 +65,25 @@ def main(options) -> int:
             "all stable": tables[name].relative_to(tables[START]),
             **{g: tables[name].relative_to(tables[START], functional=g) for g in sorted(set(functionals.values()))},
         }
+        if options.solids.is_file():
+            document[name]["changed_on_solids"] = changed(models[START], models[name], options.solids, data)
+            announce(
+                f"{name}, changed on rattled solids that were not trained on: {document[name]['changed_on_solids']}"
+            )
     (out / "summary.json").write_text(json.dumps(document, indent=1))
     return 0
+
+
+def changed(base, potential, solids: Path, data: Path) -> dict[str, float]:
+    """RMS change of energies, forces and stresses on rattled solids of a file; those that were trained on are left out."""
+    from ase.io import read
+
+    from jaxmd_thermal.cli.training import read_manifest
+    from jaxmd_thermal.training.replay import forgetting, rattled
+
+    seen = {r["formula"] for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train"}
+    structures = [a for a in read(solids, index=":") if a.get_chemical_formula(empirical=True) not in seen]
+    return forgetting(base, potential, rattled(structures, 1, seed=1), batch_size=8)
 
 
 def unit_cells(data: Path, folder: Path) -> Path:
@@ -94,6 +111,10 @@ if __name__ == "__main__":
     shared = os.environ.get("JAXMD_THERMAL_SHARED", "../shared")
     parser.add_argument("--data", type=Path, default=Path(shared) / "data" / "dft_phonons")
     parser.add_argument("--out", type=Path, default=Path("runs/phonon_finetuning"))
+    parser.add_argument(
+        "--solids", type=Path, default=Path(shared) / "data" / "phonondb103" / "phononDB-PBE-structures.extxyz",
+        help="structures of the 103 solids, on which forgetting is measured; skipped where the file is missing",
+    )  # fmt: skip
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="full")
     parser.add_argument("--steps", type=int, default=None, help="instead of the configuration's, for a trial")
