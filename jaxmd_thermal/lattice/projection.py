@@ -74,14 +74,19 @@ def project_fc2(fc2, images: Images, to_primitive: np.ndarray):
     return fc2 - mean[:, None] - columns[None].swapaxes(-1, -2) + columns.mean(axis=0)
 
 
-def fc3_from_rows(rows: dict[tuple[int, int], np.ndarray], operations: Operations, images: Images) -> np.ndarray:
+def fc3_from_rows(
+    rows: dict[tuple[int, int], np.ndarray], operations: Operations, images: Images
+) -> tuple[np.ndarray, np.ndarray]:
     """Compact fc3 of third derivatives of symmetry-distinct pairs, averaged over all operations.
 
     Args:
       rows: (atom, other) -> (supercell atoms, 3, 3, 3); the first two Cartesian indices are those of the pair.
+
+    Returns: fc3, zero for pairs that none of `rows` is equivalent to, and which pairs are known (primitive, supercell atoms).
     """
     n_super = len(images.primitive_of)
     out = np.zeros((len(images.primitive_rows), n_super, n_super, 3, 3, 3))
+    known = np.zeros(out.shape[:2], bool)
     for place, target in enumerate(images.primitive_rows):
         count = np.zeros(n_super)
         for (atom, other), row in rows.items():
@@ -89,24 +94,36 @@ def fc3_from_rows(rows: dict[tuple[int, int], np.ndarray], operations: Operation
                 r, p = operations.rotations[g], operations.permutations[g]
                 out[place, p[other], p] += np.einsum("ax,by,cz,nxyz->nabc", r, r, r, row, optimize=True)
                 count[p[other]] += 1
-        if np.any(count == 0):
-            raise InputError(f"no third derivative is equivalent to the pair {target}, {int(np.argmin(count))}: add it")
-        out[place] /= count[:, None, None, None, None]
-    return out
+        known[place] = count > 0
+        out[place] /= np.maximum(count, 1)[:, None, None, None, None]
+    return out, known
 
 
-def project_fc3(fc3, images: Images, to_primitive: np.ndarray):
-    """All six permutations and the sum rule over each index, exactly. Linear.
-
-    Args:
-      fc3: (primitive atoms, supercell atoms, supercell atoms, 3, 3, 3).
-    """
+def _over_permutations(fc3, images: Images, to_primitive: np.ndarray):
+    """Mean over the six permutations of the atoms with their Cartesian indices; linear."""
     of, rows = images.primitive_of, images.primitive_rows
     fc3 = 0.5 * (fc3 + fc3.transpose(0, 2, 1, 3, 5, 4))
     # Phi(j, i, k) and Phi(k, i, j), each with its first atom moved to the primitive cell.
     first = to_primitive[:, rows].T  # (primitive, j): where atom i goes
     turned = fc3[of[None, :, None], first[:, :, None], to_primitive[None, :, :]].transpose(0, 1, 2, 4, 3, 5)
-    fc3 = (fc3 + turned + turned.transpose(0, 2, 1, 3, 5, 4)) / 3.0
+    return (fc3 + turned + turned.transpose(0, 2, 1, 3, 5, 4)) / 3.0
+
+
+def project_fc3(fc3, images: Images, to_primitive: np.ndarray, known=None):
+    """All six permutations and the sum rule over each index, exactly. Linear.
+
+    Args:
+      fc3: (primitive atoms, supercell atoms, supercell atoms, 3, 3, 3).
+      known: (primitive atoms, supercell atoms) pairs of the first two atoms that fc3 was computed for, None: all. Elements with
+        another order of the same atoms among them are taken from there, the rest is zero but for the sum rule.
+    """
+    of = images.primitive_of
+    if known is None:
+        fc3 = _over_permutations(fc3, images, to_primitive)
+    else:
+        there = known[:, :, None, None, None, None] + np.zeros((1, 1, fc3.shape[2], 1, 1, 1))
+        share = _over_permutations(there, images, to_primitive)
+        fc3 = _over_permutations(fc3 * there, images, to_primitive) / (share + (share == 0))
     # Mean over the first atom of every pair (j, k): by permutation the mean over the second atom of (j, ., k).
     over_second = fc3.mean(axis=1)  # (primitive, k, a, b, c)
     over_first = over_second[of[:, None], to_primitive].transpose(0, 1, 3, 2, 4)  # (j, k, a of the mean, b, c)

@@ -63,7 +63,7 @@ class ThirdOrder(NamedTuple):
       base: (pair cells,) the cell with only the first displacement, which each of the others starts from.
       inner: pair cells to second derivatives with one atom displaced, (first displacements * atoms) rows.
       outer: first displacements to rows of the primitive cell.
-      images, to_primitive: for the projection (`project_fc3`).
+      images, to_primitive, known: for the projection (`project_fc3`); `known` is None without a cutoff.
     """
 
     moves: Any
@@ -72,6 +72,7 @@ class ThirdOrder(NamedTuple):
     outer: Terms
     images: Any
     to_primitive: Any
+    known: Any
 
 
 def _terms(entries, operations: Operations, rows_of, n_rows: int) -> Terms:
@@ -152,9 +153,12 @@ def third_order(displacements, operations: Operations, images) -> ThirdOrder:
     inner_terms = _terms(inner, operations, lambda which, atom: owner[which] * n + int(atom), len(displacements) * n)
     outer_terms = _terms(outer, operations, lambda _, atom: place.get(int(atom), -1), len(place))
     _check_covered(outer_terms, len(place))
-    return ThirdOrder(
-        table, np.array(base, np.int32), inner_terms, outer_terms, images, operations.to_primitive(images)
-    )
+    reached = np.zeros((len(displacements), n), bool)
+    reached.reshape(-1)[inner_terms.target] = True
+    known = np.zeros((len(place), n), bool)
+    np.logical_or.at(known, outer_terms.target, np.take_along_axis(reached[outer_terms.source], outer_terms.origins, 1))
+    return ThirdOrder(table, np.array(base, np.int32), inner_terms, outer_terms, images,
+                      operations.to_primitive(images), None if known.all() else known)  # fmt: skip
 
 
 def _check_covered(terms: Terms, n_rows: int) -> None:
@@ -212,4 +216,4 @@ def rows_of_fc3(forces, plan: ThirdOrder):
 @jax.jit
 def solve_fc3(forces, plan: ThirdOrder):
     """fc3 (primitive atoms, supercell atoms, supercell atoms, 3, 3, 3) eV/Å^3 of the forces (cells, atoms, 3); linear, pure."""
-    return project_fc3(rows_of_fc3(forces, plan), plan.images, plan.to_primitive)
+    return project_fc3(rows_of_fc3(forces, plan), plan.images, plan.to_primitive, plan.known)

@@ -65,6 +65,27 @@ def test_sum_rules_permutation_and_rotation(argon):
     assert np.max(np.abs(once.sum(axis=1))) < 1e-12 and np.max(np.abs(once.sum(axis=2))) < 1e-12
 
 
+def test_pairs_beyond_a_cutoff(argon):
+    """A pair potential couples i, j, k only where two of them coincide: with atoms paired with themselves alone nothing is lost,
+    because the other orders of the three follow by permutation."""
+    pytest.importorskip("phono3py")
+    near = 3.0  # below the distance of neighbours
+    potential = LennardJones(0.0103, 3.405, cutoff=6.0, truncation="switch", switch_start=5.0)
+    every, few = (
+        estimate_force_constants("argon", (1, 1, 1), (2, 2, 2), pair_cutoff=c, displacement=0.02) for c in (None, near)
+    )
+    assert few.evaluations3 < every.evaluations3
+    full, cut, exact = (
+        force_constants(potential, "argon", (1, 1, 1), (2, 2, 2), h, pair_cutoff=c).fc3
+        for h, c in ((0.02, None), (0.02, near), (None, near))
+    )
+    assert relative(exact, force_constants(potential, "argon", (1, 1, 1), (2, 2, 2), None).fc3) < 1e-12
+    assert relative(full, exact) < 2e-2 and relative(cut, exact) < 2e-2  # h^2 of displacements of 0.02 Å
+    assert np.max(np.abs(cut.sum(axis=1))) < 1e-11
+    with pytest.raises(InputError, match=r"pair_cutoff is -1"):
+        force_constants(ARGON, "argon", (1, 1, 1), (2, 2, 2), pair_cutoff=-1.0)
+
+
 def test_fc3_is_the_change_of_fc2_under_strain_free_displacement(argon):
     """Row sums weighted by positions: a uniform strain e changes fc2 by sum_k fc3 (e r_k); checked for pressure."""
     volume = [force_constants(ARGON, _scaled(s), (2, 2, 2), displacement=None).fc2 for s in (1 + 1e-4, 1 - 1e-4)]
