@@ -148,6 +148,7 @@ def silicon_file(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_phonon_frames(silicon_file):
     path = silicon_file()
     (frame,) = read_phonon_frames(path, stress=True)
@@ -172,6 +173,7 @@ def test_phonon_frames(silicon_file):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_wrong_units_of_phonopy(silicon_file):
     # Silicon is stiff for its distances: a tenth of its forces would still be usual, a twenty-seventh (eV and Hartree) is not.
     for factors in ((10.0, 1.0), (1 / 27.2, 1.0), (1.0, 10.0), (1.0, 0.1)):

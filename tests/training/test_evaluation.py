@@ -67,12 +67,14 @@ def silicon(tmp_path_factory):
     return fc.save(tmp_path_factory.mktemp("silicon")), potential
 
 
+@pytest.mark.slow
 def test_a_potential_has_no_errors_against_itself(silicon):
     folder, potential = silicon
     found = phonon_errors(potential, folder, mesh=5)
     assert all(abs(value) < 1e-7 for value in found.values()), found
 
 
+@pytest.mark.slow
 def test_scaled_energy_has_the_errors_of_scaled_frequencies(silicon):
     """Energies times 1.21: frequencies times 1.1, classical entropy and force constants in closed form."""
     folder, potential = silicon
@@ -96,6 +98,7 @@ def test_commensurate_points():
     np.testing.assert_allclose(points @ skewed.T, np.rint(points @ skewed.T), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_table(silicon):
     folder, potential = silicon
     soft = replace(potential, epsilon=0.9 * potential.epsilon)

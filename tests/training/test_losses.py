@@ -289,7 +289,8 @@ def test_epochs_visit_every_frame_once_and_repeat_exactly():
     assert (drawn[:, 0] != drawn[:, 1]).all()
 
 
-@pytest.mark.parametrize("slab", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("slab", [False, True])
 def test_padding_changes_nothing(slab):
     """Lennard-Jones in a cell smaller than the cutoff, and in a slab."""
     potential = LennardJones(0.01, 3.4, 6.0, "switch", switch_start=5.0)

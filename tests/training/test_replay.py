@@ -23,6 +23,7 @@ def crystals():
     return [bulk("Ar", "fcc", a=5.2), bulk("Ar", "fcc", a=5.4, cubic=True)]
 
 
+@pytest.mark.slow
 def test_labels_are_what_the_potential_says_and_repeat():
     frames = replay(BASE, crystals(), copies=2, seed=1, dtype="float64", batch_size=2)
     assert [f.n_atoms for f in frames] == [1, 1, 4, 4]
