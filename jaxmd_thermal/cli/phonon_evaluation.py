@@ -144,8 +144,10 @@ def draw_bands(compound: str, found: dict[str, Any], file: Path) -> None:
             lines = axis.plot(x, phonons.frequencies, color=color, lw=1.0, ls="-" if name == "DFT" else "--")
             lines[0].set_label(name if part == 0 else "_")
         if name == "DFT":
-            ends = [(x[0], s[0]) for x, s in zip(solved.distances, solved.segments, strict=True)]
-            ends.append((solved.distances[-1][-1], solved.segments[-1][2]))
+            ends = [(solved.distances[0][0], solved.segments[0][0])]
+            starts = [segment[0] for segment in solved.segments[1:]] + [solved.segments[-1][2]]
+            for x, segment, start in zip(solved.distances, solved.segments, starts, strict=True):
+                ends.append((x[-1], start if start == segment[2] else f"{segment[2]}|{start}"))
             axis.set_xticks([x for x, _ in ends], [label for _, label in ends])
             axis.set_xlim(0.0, ends[-1][0])
     axis.axhline(0.0, color="0.7", lw=0.6)
