@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 PHONO3PY = "phono3py, Rust kernel"
 TOLERANCE = 1e-2
-"""Relative, of the mean linewidth. With tetrahedra it depends on the choice of eigenvectors among degenerate modes (a few per mille), and
-a relaxation that stops short of the minimum on the optimiser's path."""
+"""Relative, of the mean linewidth. With tetrahedra it depends on the choice of eigenvectors among degenerate modes (a few per
+mille), and a relaxation that stops short of the minimum on the optimiser's path."""
 
 ROCKSALT = {"a": 5.69, "numbers": [11, 17]}
 """Sodium chloride, close to the minimum of the potential."""

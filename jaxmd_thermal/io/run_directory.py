@@ -77,9 +77,7 @@ class RunDirectory:
                 ) from error
             differing = [k for k in sorted({*old, *document}) if old.get(k) != document.get(k)]
             if differing:
-                changes = "; ".join(
-                    f"{k}: {short(old.get(k))} there, {short(document.get(k))} now" for k in differing
-                )
+                changes = "; ".join(f"{k}: {short(old.get(k))} there, {short(document.get(k))} now" for k in differing)
                 raise CheckpointError(
                     f"{path} holds a run with other settings ({changes}): repeat it with the same settings to resume it, "
                     "or choose another --out"

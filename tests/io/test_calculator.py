@@ -129,7 +129,9 @@ def test_heat_flux_is_that_of_evaluate(potential):
     p, atoms = potential(), crystal(1, moving=True)
     calc = Calculator(p, skin=0.0 if potential is argon else None)
     flux = calc.get_property("heat_flux", atoms)
-    expected = evaluate(p, atoms, ("heat_flux", "heat_flux_potential"), velocities=atoms.get_velocities() * ase.units.fs)
+    expected = evaluate(
+        p, atoms, ("heat_flux", "heat_flux_potential"), velocities=atoms.get_velocities() * ase.units.fs
+    )
     np.testing.assert_allclose(flux, expected["heat_flux"], rtol=1e-12)
     np.testing.assert_allclose(calc.results["heat_flux_potential"], expected["heat_flux_potential"], rtol=1e-12)
 
