@@ -176,6 +176,8 @@ def run_compound(job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
 
     Returns: the record (as in result.json), and the mode file's content. A failure of the model or an error is a record, too.
     """
+    import jax
+
     from jaxmd_thermal._backend import enable_compilation_cache, versions
     from jaxmd_thermal.cli.usage import Usage
     from jaxmd_thermal.transport.results import to_json, write_json
@@ -191,6 +193,9 @@ def run_compound(job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         record["failed"] = str(error)
     except Exception as error:  # whatever happens to one compound must not end the campaign
         record["error"] = str(error) if isinstance(error, ThermalError) else f"{type(error).__name__}: {error}"
+    finally:
+        # Programs hold memory maps, of which Linux allows a process 65,530: a worker would die after some tens of compounds.
+        jax.clear_caches()
     record |= {
         "last_run": usage.so_far(), "stages": _stages(folder), "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
