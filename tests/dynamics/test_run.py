@@ -68,6 +68,7 @@ def test_overflow_is_repaired_to_the_bits_of_a_run_with_room_from_the_start(argo
     assert np.max(np.abs(ample.positions - repaired.positions)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_overflow_in_the_middle_of_a_chunk_rolls_back(argon):
     """A compressed gas pocket: atoms crowd together after the first chunk, and the list outgrows its rows."""
     needed = run(argon, skin=0.0001).plan.slots
@@ -357,6 +358,7 @@ def test_too_large_a_capacity_is_refused_before_the_run(argon):
         run(argon, capacity=2_000_000_000)
 
 
+@pytest.mark.slow
 def test_compression_keeps_the_list_valid(argon):
     """NPT at high pressure: the cell shrinks by more than the skin allows; energies must equal those of a fresh list."""
     from jaxmd_thermal import evaluate

@@ -22,6 +22,7 @@ ARGON = LennardJones(0.0103, 3.405, cutoff=6.0, truncation="switch", switch_star
 MESH, COLD = (4, 4, 3), np.array([15.0, 40.0])
 
 
+@pytest.mark.slow
 def test_hexagonal_expansion_follows_the_entropy():
     """Minimum of E + F: its strain moves with temperature as (volume stiffness)^-1 dS/d strain, here by differences of S."""
     atoms = relax(ARGON, bulk("Ar", "hcp", a=3.72, c=6.08), "converged")

@@ -101,7 +101,7 @@ def together(inputs):
     return run
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[1:])])
 def test_parity_float64(model, models, inputs, together, shared):
     """Independent implementations agree to rounding: 1e-12 eV per atom, 1e-11 eV/Å."""
     for atoms, energies, forces in zip(inputs, *together(models[model]), strict=True):
@@ -111,7 +111,7 @@ def test_parity_float64(model, models, inputs, together, shared):
         np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("model", [*MODELS[:2], *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[2:])])
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[1:])])
 def test_parity_float32(model, models, inputs, together, shared):
     """Single precision loses 1e-6 of energies of 5 eV in a network of this depth: 2e-5 eV per atom, 1e-4 eV/Å."""
     for atoms, energies, forces in zip(inputs, *together(models[model], "float32"), strict=True):
@@ -143,6 +143,7 @@ def test_parity_of_stress_and_hessians(name, models, inputs, shared):
             np.testing.assert_allclose(columns.reshape(expected["hessian"].shape).T, expected["hessian"], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_model_without_references(models, inputs, together):
     """nequix-omat-1: forces are the slope of its energy, and both turn with the structure."""
     model = models["nequix-omat-1"]
@@ -205,6 +206,7 @@ def test_activation_has_unit_second_moment():
     assert abs(np.mean(np.asarray(activation(x)) ** 2) - 1.0) < 0.02  # four standard errors
 
 
+@pytest.mark.slow
 def test_blocks_and_empty_slots_do_not_matter():
     system = structure(symbols="Si3Ge2")
     results = []
@@ -269,6 +271,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_network_in_the_run_loop_resumes_bitwise_and_conserves_energy(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "CHUNK_SECONDS", 1e-9)  # one frame a chunk
     atoms = bulk("Si", cubic=True)

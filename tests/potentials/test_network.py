@@ -94,6 +94,7 @@ def test_smooth_cutoff():
         assert near > 1e-9 and near / nearer > 12  # 2^4, less what higher powers contribute
 
 
+@pytest.mark.slow
 def test_capacity_does_not_matter():
     """More slots for neighbours: the same numbers to 1e-14."""
     system = structure(symbols="Si2Ge2")

@@ -88,7 +88,10 @@ def deviations(potential, folder, name):
     return {key: np.abs(a - b).max() for key, (a, b) in pairs.items()}, pairs["potential"][0]
 
 
-@pytest.mark.parametrize("name, layers", [("primitive_M1", 1), ("rattled_256_M1", 1), ("rattled_300K_400_M2", 2)])
+@pytest.mark.parametrize(
+    "name, layers",
+    [("primitive_M1", 1), ("rattled_256_M1", 1), pytest.param("rattled_300K_400_M2", 2, marks=pytest.mark.slow)],
+)
 def test_published_references(folder, published, name, layers):
     """Energies 2e-8 eV, forces 2e-7 eV/Å, virial 5e-6 eV, flux 5e-8 (5e-7 for two steps) eV Å / ASE time.
 

@@ -32,6 +32,7 @@ def reference(argon):
     return green_kubo(POTENTIAL, argon, 50.0, replicas=2, reduced_flux=True, **SHORT)
 
 
+@pytest.mark.slow
 def test_corresponding_states_hold_exactly(argon, reference):
     """kappa = (k_B/sigma^2) sqrt(epsilon/m) kappa*(T*, rho*): another epsilon, sigma and mass at the same reduced state.
 
@@ -93,6 +94,7 @@ def test_reduced_flux_differs_by_a_bounded_derivative(argon):
     assert np.allclose(np.einsum("xna,na->x", w, v), flux, rtol=0, atol=1e-12 * np.abs(flux).max() + 1e-18)
 
 
+@pytest.mark.slow
 def test_driven_run_measures_the_drive(argon):
     """A strong field and few steps: the flux follows the field, and the spectrum integrates to the potential part."""
     result = hnemd(
@@ -136,6 +138,7 @@ def test_a_field_that_heats_stops_the_run(argon):
         hnemd(POTENTIAL, argon, 50.0, driving_force=[2.0, 0, 0], **SHORT)
 
 
+@pytest.mark.slow
 def test_a_melted_crystal_is_in_the_verdict(argon):
     options = {**SHORT, "equilibration_steps": 900}
     result = green_kubo(POTENTIAL, argon, 400.0, **options)
