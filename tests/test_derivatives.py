@@ -90,7 +90,7 @@ def test_stress_is_the_virial():
     assert relative(evaluate(LJ, SYSTEM, ("stress",))["stress"] * SYSTEM.volume(), virial) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["lj", "sw", "network", slow("blocked"), slow("lj+network")])
+@pytest.mark.parametrize("name", ["lj", "sw", slow("network"), slow("blocked"), slow("lj+network")])
 @in_double
 def test_parameter_gradients(name):
     """jax.grad with respect to the leaves, through forces, stress, heat flux and driving force: 1e-6 relative."""

@@ -115,7 +115,7 @@ def test_the_last_chunk_is_no_program_of_its_own(argon, monkeypatch):
     assert compiled_chunk()._cache_size() == before
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float64", 5e-7), ("float32", 2e-6)])
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 5e-7), pytest.param("float32", 2e-6, marks=pytest.mark.slow)])
 def test_energy_conservation_of_switched_argon(dtype, tolerance):
     """864 atoms, 70 K, 6000 steps of 4 fs; limits of the project's goals, 2 to 3 times what other engines show."""
     atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * (6, 6, 6)
@@ -142,6 +142,7 @@ def test_halving_the_timestep_quarters_the_energy_fluctuation(argon):
     assert coarse.std() >= 3.5 * fine.std()
 
 
+@pytest.mark.slow
 def test_gradient_through_forces_flux_and_dynamics_agrees_with_finite_differences():
     atoms = bulk("Ar", "fcc", a=5.3737, cubic=True) * (2, 2, 2)
     with double_precision():

@@ -288,6 +288,7 @@ def test_a_matrix_that_is_not_positive_is_refused(tetrahedra):
         boltzmann.check(solution, 300.0)
 
 
+@pytest.mark.slow
 def test_public_function_with_isotopes_and_boundaries(nacl, tmp_path):
     options = {"sigma": 0.5, "temperatures": (300.0, 500.0)}
     full = thermal_conductivity(nacl, (3, 3, 3), method="lbte", **options)

@@ -65,6 +65,7 @@ def test_sum_rules_permutation_and_rotation(argon):
     assert np.max(np.abs(once.sum(axis=1))) < 1e-12 and np.max(np.abs(once.sum(axis=2))) < 1e-12
 
 
+@pytest.mark.slow
 def test_pairs_beyond_a_cutoff(argon):
     """A pair potential couples i, j, k only where two of them coincide: with atoms paired with themselves alone nothing is lost,
     because the other orders of the three follow by permutation."""

@@ -196,9 +196,8 @@ def test_relaxed_cell_follows_the_potential():
 
 
 def test_cells_that_are_not_relaxed_are_refused():
-    atoms = relax(SILICON, "silicon", "leaderboard")
-    atoms.set_cell(atoms.cell * 1.001, scale_atoms=True)
-    with pytest.raises(InputError, match=r"needs a minimum.*\"converged\"|needs a minimum"):
+    atoms = bulk("Si", "diamond", a=5.44)
+    with pytest.raises(InputError, match=r'needs a minimum.*"converged"'):
         differentiable_force_constants(SILICON, atoms, (1, 1, 1))
     with pytest.raises(InputError, match="displacement is 1"):
         differentiable_force_constants(SILICON, atoms, (1, 1, 1), displacement=1.0, relaxed=False)

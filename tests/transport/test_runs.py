@@ -67,6 +67,7 @@ def test_result_is_complete(argon, reference, tmp_path):
     assert (folder / "results.json").exists() and (folder / "run.h5").exists()
 
 
+@pytest.mark.slow
 def test_the_correlator_in_the_scan_agrees_with_the_stored_flux(argon, tmp_path):
     import h5py
 
