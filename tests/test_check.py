@@ -37,6 +37,7 @@ def test_finds_a_model_that_goes_around_the_door():
     assert "graph.gather" in report.text and "unfolding" in report.text and "cluster" in report.text
 
 
+@pytest.mark.slow
 def test_finds_a_range_that_is_promised_too_short():
     report = check_heat_flux(Messages(np.asarray(0.3), 3.6, 3, 1), SYSTEM)
     assert not report.passed

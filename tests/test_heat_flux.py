@@ -45,7 +45,7 @@ MODELS = {
     "lj+messages-2": LJ + Messages(np.asarray(0.3), 4.0),
     "lj+network-2": MIXED + NETWORKS[2, 1],
 }
-SLOW = {"lj-cut", "messages-3", "network-3", "network-2-l2", "lj+network-2"}
+SLOW = {"lj-cut", "messages-3", "network-1", "network-3", "network-2-l2", "lj+network-2"}
 
 
 def slow(name):

@@ -134,6 +134,7 @@ def test_energy_conservation_of_switched_argon(dtype, tolerance):
     )
 
 
+@pytest.mark.slow
 def test_halving_the_timestep_quarters_the_energy_fluctuation(argon):
     """Velocity Verlet is of second order; 3.5 leaves room for the chaos of a finite run."""
     common = {"temperature": 100.0, "sample_every": 1}

@@ -175,6 +175,7 @@ def test_freedom_of_a_cell(atoms, strains, shifts):
     assert np.abs(freedom.strains - freedom.strains.transpose(0, 2, 1)).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_relaxed_cell_follows_the_potential():
     """Implicit derivative of c/a and the internal coordinate of hexagonal silicon against relaxed cells."""
     system = settled(SILICON, System.from_atoms(lonsdaleite()))

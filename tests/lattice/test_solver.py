@@ -43,7 +43,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["wurtzite", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rocksalt", "triclinic"))]
+)
 def test_equal_to_the_solvers_of_phonopy_and_phono3py(name):
     """Before the projections, to rounding: both solve the same least squares. After them, theirs are approximate."""
     pytest.importorskip("phono3py")

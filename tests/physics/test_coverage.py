@@ -32,6 +32,7 @@ def coverage(series: int, tau: int, timestep: float, replicas: int = 1, seed: in
     return values[:, 0].mean(), values[:, 0].std(), covered.mean()
 
 
+@pytest.mark.slow
 def test_error_bars_cover():
     """1000 series: bias at most 2 %, the 68 % interval holds the exact value in 63 to 73 % (argon.md). Seed fixed.
 

@@ -284,6 +284,7 @@ def mean_stretch():
     return (weight * s.sum(0)).sum() / weight.sum()
 
 
+@pytest.mark.slow
 def test_full_cell_of_an_elastic_solid():
     """Volume by quadrature; the six strains by an integral over singular values; and, the energy being isotropic, <C>
     must be a multiple of the unit matrix although the integrator treats a, b and c differently (dropping (3, 1, -1)

@@ -111,7 +111,8 @@ def test_parity_float64(model, models, inputs, together, shared):
         np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 def test_parity_float32(model, models, inputs, together, shared):
     """Single precision loses 1e-6 of energies of 5 eV in a network of this depth: 2e-5 eV per atom, 1e-4 eV/Å."""
     for atoms, energies, forces in zip(inputs, *together(models[model], "float32"), strict=True):
@@ -342,6 +343,7 @@ def test_damaged_files(weights, tmp_path):
         read_nqx(tmp_path / "absent.nqx")
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_weight(models):
     """Forces depend on all parameters that act on them, so a fit can move them: none is cut off by blocks or splits."""
     system = System.from_atoms(bulk("Si", cubic=True))

@@ -257,6 +257,7 @@ def test_many_species_take_another_path(at):
         np.testing.assert_allclose(b, a, atol=1e-13 * np.abs(a).max())
 
 
+@pytest.mark.slow
 def test_routes_and_blocks_agree():
     """One layer as messages in blocks of three rows, against the row-local route: rounding. (Two layers in blocks: above.)"""
     system = structure(symbols="Si4Ge4", seed=4, spacing=1.2)

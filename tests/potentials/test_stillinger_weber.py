@@ -32,6 +32,7 @@ def test_diamond():
     assert abs(5.430 - 0.002 * low / (high - low) - 5.431) < 5e-4
 
 
+@pytest.mark.slow
 def test_smooth_and_finite_at_the_cutoff():
     """A dimer across the cutoff: no NaN in energy, force or gradients of the parameters, and nothing beyond it."""
     from ase import Atoms

@@ -42,6 +42,7 @@ def check_against_table(shared, monkeypatch, model, key, blocks=True):
         assert found[name] == pytest.approx(float(row[ours]) - float(row[theirs]), abs=2e-3), name
 
 
+@pytest.mark.slow
 def test_published_table(shared, monkeypatch):
     check_against_table(shared, monkeypatch, "nequix-mp-1", "ZnO_wz", blocks=False)
 

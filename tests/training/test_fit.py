@@ -65,6 +65,7 @@ def straight(argon):
     return trained(argon, steps=12, co_training=co), co
 
 
+@pytest.mark.slow
 def test_it_learns(argon, straight):
     result, _ = straight
     _, start = result.errors()[0]

@@ -147,6 +147,7 @@ def test_a_melted_crystal_is_in_the_verdict(argon):
     assert "melted" in result.verdict.text and "Å (rms)" in result.verdict.text
 
 
+@pytest.mark.slow
 def test_a_drifting_energy_is_in_the_verdict(argon):
     """A time step far too long for argon, but not long enough to explode."""
     abrupt = replace(POTENTIAL, truncation="cut", switch_start=None, cutoff=5.0)
@@ -170,6 +171,7 @@ def test_bad_arguments_are_named(argon, change, message):
         green_kubo(POTENTIAL, argon, **{"temperature": 50.0, **SHORT, **change})
 
 
+@pytest.mark.slow
 def test_a_slab_needs_a_thickness(argon):
     slab = argon.copy()
     slab.pbc = (True, True, False)
