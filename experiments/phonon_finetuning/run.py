@@ -22,10 +22,13 @@ from jaxmd_thermal.cli.training_settings import load_training
 
 CONFIG = Path(__file__).with_name("config.toml")
 START, PUBLISHED = "nequix-mp-1", "nequix-mp-1-pft"
+SUPERCELLS = {"data.cells": "supercell", "data.max_atoms": 144, "batch_size": 1, "block": 32}
 VARIANTS = {
     "full": {},
     # The displaced supercells with their forces, as an ordinary data set; the published result is that it hurts.
-    "forces-only": {"data.labels": "displaced", "losses.hessian": None, "losses.forces.weight": 20.0},
+    "forces-only": SUPERCELLS | {"data.labels": "displaced", "losses.hessian": None},
+    # The supercells themselves instead of the small cells that hold the same wave vectors.
+    "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
@@ -37,16 +40,15 @@ STABLE = ("SnO2", "LiF", "ErAgTe2", "KCaCO3F", "Li3NbS4")
 def main(options) -> int:
     data, out = options.data, options.out / options.variant
     os.environ["DFT_PHONONS"] = str(data)
-    os.environ["REPLAY"] = str(unit_cells(data, options.out / "unit_cells"))
+    os.environ["REPLAY"] = str(replayed(data, options.solids, options.out / "replayed"))
     changes = dict(VARIANTS[options.variant])
     if options.steps is not None:
-        changes |= {"steps": options.steps, "validate_every": max(1, options.steps // 3)}
+        changes["steps"] = options.steps
     if options.only:
         from jaxmd_thermal.cli.training import read_manifest
 
         keys = [r["key"] for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train"]
         changes["data.exclude"] = [k for k in keys if k not in options.only]
-        changes["data.max_atoms"] = None
     settings = load_training(options.config, changes)
     result, forgotten = trained(settings, out)
     document = {"variant": options.variant, "steps": result.steps, "stopped": result.stopped, "forgotten": forgotten}
@@ -75,19 +77,24 @@ def main(options) -> int:
 
 
 def changed(base, potential, solids: Path, data: Path) -> dict[str, float]:
-    """RMS change of energies, forces and stresses on rattled solids of a file; those that were trained on are left out."""
+    """RMS change of energies, forces and stresses on rattled solids of a file that were neither trained on nor replayed."""
+    from jaxmd_thermal.training.replay import forgetting, rattled
+
+    return forgetting(base, potential, rattled(others(solids, data)[1::2], 1, seed=1), batch_size=8)
+
+
+def others(solids: Path, data: Path) -> list:
+    """Solids of a file that the phonon data do not hold, neither for training nor for validation."""
     from ase.io import read
 
     from jaxmd_thermal.cli.training import read_manifest
-    from jaxmd_thermal.training.replay import forgetting, rattled
 
-    seen = {r["formula"] for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train"}
-    structures = [a for a in read(solids, index=":") if a.get_chemical_formula(empirical=True) not in seen]
-    return forgetting(base, potential, rattled(structures, 1, seed=1), batch_size=8)
+    known = {r["formula"] for r in read_manifest(str(data / "manifest.csv"))}
+    return [atoms for atoms in read(solids, index=":") if atoms.get_chemical_formula(empirical=True) not in known]
 
 
-def unit_cells(data: Path, folder: Path) -> Path:
-    """One structure file for each training compound: the cell that its phonopy file repeats."""
+def replayed(data: Path, solids: Path, folder: Path) -> Path:
+    """Structure files for the replay: the unit cells of the training compounds, and every other one of the solids."""
     from jaxmd_thermal import ForceConstants
     from jaxmd_thermal.cli.training import read_manifest
     from jaxmd_thermal.io.ase import write_structure
@@ -103,6 +110,8 @@ def unit_cells(data: Path, folder: Path) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
+    for number, atoms in enumerate(others(solids, data)[::2] if solids.is_file() else []):
+        write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
     return folder
 
 

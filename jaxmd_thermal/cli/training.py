@@ -237,8 +237,9 @@ def frames_of(data: Data) -> list[Any]:
         (at_rest if data.labels == "hessian" else displaced).extend(chosen)
     for name, path in at_rest:
         frames += read_phonon_frames(
-            path, compound=name, at_rest=data.forces_at_rest, stress=data.stress_at_rest, check_units=data.check_units
-        )
+            path, compound=name, at_rest=data.forces_at_rest, stress=data.stress_at_rest, cells=data.cells,
+            max_atoms=data.max_atoms, check_units=data.check_units,
+        )  # fmt: skip
     for name, path in displaced:
         frames += read_displaced_frames(path, compound=name, check_units=data.check_units)
     unknown = set(data.exclude) - {f.compound for f in frames}

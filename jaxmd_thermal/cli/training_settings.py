@@ -52,6 +52,7 @@ class Data(Strict):
     labels: Literal["hessian", "displaced"] = "hessian"
     exclude: tuple[str, ...] = ()
     max_atoms: Count | None = None
+    cells: Literal["supercell", "commensurate"] = "supercell"
     forces_at_rest: bool = True
     stress_at_rest: bool = False
     check_units: bool = True

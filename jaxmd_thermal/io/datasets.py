@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.errors import InputError, nearest
 from jaxmd_thermal.io.phono3py import read_displaced, read_force_constants
 from jaxmd_thermal.lattice import symmetry
+from jaxmd_thermal.lattice.commensurate import folded, smallest_cells
 from jaxmd_thermal.lattice.force_constants import ForceConstants
 from jaxmd_thermal.system import System
 from jaxmd_thermal.training.data import Frame, check_frames
 from jaxmd_thermal.training.plausibility import check_displacements, check_energies_and_forces, check_force_constants
+
+CELLS = ("supercell", "commensurate")
+"""What stands for a crystal in training on its force constants."""
 
 
 def read_frames(
@@ -97,9 +101,11 @@ def read_phonon_frames(
     at_rest: bool = True,
     stress: bool = False,
     third: bool = False,
+    cells: str = "supercell",
+    max_atoms: int | None = None,
     check_units: bool = True,
 ) -> list[Frame]:
-    """The undisplaced supercell of a file of phonopy or phono3py, with columns of its force constants.
+    """The undisplaced crystal of a file of phonopy or phono3py, with columns of its force constants.
 
     The columns are those of the primitive cell's atoms; the others repeat them. Force constants are symmetrised.
 
@@ -109,30 +115,63 @@ def read_phonon_frames(
       at_rest: label the forces as zero, what they are at the relaxed geometry.
       stress: label the stress as zero; right only if the cell was relaxed with the same settings.
       third: third derivatives, too, where the file has them.
+      cells: "supercell", or "commensurate": the smallest cells that hold its wave vectors (`lattice.commensurate`), with the
+        force constants folded into them. A few atoms each say what the supercell says, at a fraction of the cost.
+      max_atoms: of a frame; larger ones are left out, and wave vectors that need larger cells.
       check_units: compare displacements and force constants with what is usual.
 
-    Returns: one frame; two where second and third order have supercells of their own.
+    Returns: at most one frame; two where second and third order have supercells of their own; one for each of the small cells.
 
     Raises:
-      InputError: an unreadable file, or units off by an order of magnitude.
+      InputError: an unreadable file, units off by an order of magnitude, or third derivatives in small cells.
     """
+    if cells not in CELLS:
+        raise InputError(f"there are no cells '{cells}'{nearest(cells, CELLS)}: {', '.join(CELLS)}")
+    if third and cells != "supercell":
+        raise InputError(f'cells is "{cells}", which is for second derivatives only: take third=False or "supercell"')
     path = Path(path)
     fc = read_force_constants(path)
     assert fc.geometry is not None
     name = compound or path.name.split(".")[0]
     source = f"'{path}', undisplaced supercell"
-    frames = [_at_rest(fc, 2, name, source, at_rest, stress)]
+    whole = _at_rest(fc, 2, name, source, at_rest, stress)
+    if check_units:
+        _check_single_displacements(path)
+        check_force_constants(whole)
+    frames = [whole] if cells == "supercell" else _small_cells(fc, whole, path, max_atoms)
     if third and fc.fc3 is not None:
         other = _at_rest(fc, 3, name, f"{source} of third order", at_rest, stress)
         if other.n_atoms == frames[0].n_atoms and np.allclose(other.positions, frames[0].positions):
             frames = [frames[0].replace(third=other.third)]
         else:
             frames.append(other)
-    check_frames(frames)
-    if check_units:
-        _check_single_displacements(path)
-        check_force_constants(frames[0])
+    frames = [f for f in frames if max_atoms is None or f.n_atoms <= max_atoms]
+    if frames:
+        check_frames(frames)
     return frames
+
+
+def _small_cells(fc: ForceConstants, whole: Frame, path: Path, max_atoms: int | None) -> list[Frame]:
+    crystal = fc.crystal
+    largest = None if max_atoms is None else max_atoms // len(crystal.numbers)
+    found = smallest_cells(fc.images2.matrix, crystal.lattice, symmetry.point_group(crystal), largest)
+    out = []
+    for matrix in found:
+        system, small = folded(fc.fc2, fc.images2, whole.system, matrix)
+        n, cells = len(system.numbers), len(system.numbers) // len(crystal.numbers)
+        rows = cells * np.arange(len(crystal.numbers))
+        out.append(
+            whole.replace(
+                numbers=np.asarray(system.numbers, np.int32),
+                positions=system.positions,
+                cell=system.cell,
+                forces=None if whole.forces is None else np.zeros((n, 3)),
+                columns=(3 * rows[:, None] + np.arange(3)).ravel(),
+                hessian=small.transpose(0, 2, 1, 3).reshape(-1, n, 3),
+                source=f"'{path}', folded into {n} atoms",
+            )
+        )
+    return out
 
 
 def _check_single_displacements(path: Path) -> None:

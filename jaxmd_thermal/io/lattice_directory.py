@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxmd_thermal.errors import CheckpointError, OutputError
 from jaxmd_thermal.io.ase import atoms_from, write_structure
-from jaxmd_thermal.io.run_directory import short, write_text
+from jaxmd_thermal.io.run_directory import check_same, write_text
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -120,14 +120,9 @@ class LatticeDirectory:
         entry = self.finished.get(stage)
         if entry is None:
             return None
-        old, new = entry["key"], json.loads(json.dumps(dict(key)))
-        different = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if different:
-            changes = "; ".join(f"{k}: {short(old.get(k))} there, {short(new.get(k))} now" for k in different)
-            raise CheckpointError(
-                f"'{self.path}' holds a {stage.replace('_', ' ')} stage of another calculation ({changes}): choose another "
-                "--out, or delete the folder"
-            )
+        stage = stage.replace("_", " ")
+        what = f"'{self.path}' holds a {stage} stage of another calculation"
+        check_same(entry["key"], json.loads(json.dumps(dict(key))), what)
         return entry
 
     def _finish(self, stage: str, key: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,19 +69,7 @@ class RunDirectory:
         file = path / "settings.json"
         run = cls(path, document)
         if file.exists():
-            try:
-                old = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{file} cannot be read ({error}): the folder is damaged; choose another --out, or delete it"
-                ) from error
-            differing = [k for k in sorted({*old, *document}) if old.get(k) != document.get(k)]
-            if differing:
-                changes = "; ".join(f"{k}: {short(old.get(k))} there, {short(document.get(k))} now" for k in differing)
-                raise CheckpointError(
-                    f"{path} holds a run with other settings ({changes}): repeat it with the same settings to resume it, "
-                    "or choose another --out"
-                )
+            check_same(stored_settings(file), document, f"{path} holds a run with other settings")
         else:
             with writing(path):
                 (path / "parts").mkdir(parents=True, exist_ok=True)
@@ -360,7 +348,34 @@ def _plain(value):
     return repr(value)
 
 
-def short(value, limit: int = 60) -> str:
-    """JSON of a setting, cut to fit a message."""
+def stored_settings(file: Path) -> dict[str, Any]:
+    """The settings that a folder was made with.
+
+    Raises:
+      CheckpointError: the file is damaged.
+    """
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): the folder is damaged; choose another --out, or delete it"
+        ) from error
+
+
+def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
+    """Settings of a folder and of this run, both as JSON has them.
+
+    Raises:
+      CheckpointError: they are not equal; names what differs.
+    """
+    differing = [k for k in sorted(stored.keys() | given.keys()) if stored.get(k) != given.get(k)]
+    if differing:
+        changes = "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(given.get(k))} now" for k in differing)
+        raise CheckpointError(
+            f"{what} ({changes}): repeat it with the same settings to resume it, choose another --out, or delete the folder"
+        )
+
+
+def _short(value, limit: int = 60) -> str:
     text = json.dumps(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

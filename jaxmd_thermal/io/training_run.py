@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxmd_thermal._backend import writable_directory
 from jaxmd_thermal.errors import CheckpointError, InputError
-from jaxmd_thermal.io.run_directory import KEPT_CHECKPOINTS, short, write_text, writing
+from jaxmd_thermal.io.run_directory import KEPT_CHECKPOINTS, check_same, stored_settings, write_text, writing
 
 
 class TrainingRun:
@@ -40,19 +40,7 @@ class TrainingRun:
         document = json.loads(json.dumps(settings))
         file = self.path / "settings.json"
         if file.exists():
-            try:
-                old = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{file} cannot be read ({error}): choose another folder, or delete it"
-                ) from error
-            differing = [k for k in sorted({*old, *document}) if old.get(k) != document.get(k)]
-            if differing:
-                changes = "; ".join(f"{k}: {short(old.get(k))} there, {short(document.get(k))} now" for k in differing)
-                raise CheckpointError(
-                    f"{self.path} holds a training with other settings ({changes}): repeat it with the same settings to "
-                    "resume it, or choose another folder"
-                )
+            check_same(stored_settings(file), document, f"{self.path} holds a training with other settings")
         else:
             write_text(file, json.dumps(document, indent=1))
         self._events = self._writer() if tensorboard else None

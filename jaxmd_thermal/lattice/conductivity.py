@@ -201,7 +201,7 @@ def _in_scattering(collisions, gamma, f, velocity, unfolding, p: Problem) -> tup
 class Transport(NamedTuple):
     """What `transport_function` gives: kappa (T, 3, 3) W/(m K), its parts by populations and by coherences, frequencies
     (k, bands) THz of the irreducible points, gamma (T, k, bands) THz, half widths of all processes, and heat_capacity
-    (T, k, bands) eV/K. kappa is NaN where the buffers are too small."""
+    (T, k, bands) eV/K. Conductivities and linewidths are NaN where the buffers are too small."""
 
     kappa: Any
     populations: Any
@@ -305,8 +305,9 @@ def _transport(p: Problem, fc2, fc3, lattice=None, positions=None, *, capacity, 
     parts = _finish(f, velocity, gamma, here)
     total = parts.populations + parts.coherences if with_coherences else parts.populations
     heat = jnp.swapaxes(wigner.heat_capacity(f, p.temperatures, p.options["classical"]), 0, 1)
-    total = jnp.where(result.needed <= capacity, total, jnp.nan)
-    return Transport(total, parts.populations, parts.coherences, f, gamma, heat)
+    fits = result.needed <= capacity
+    found = [jnp.where(fits, x, jnp.nan) for x in (total, parts.populations, parts.coherences)]
+    return Transport(*found, f, jnp.where(fits, gamma, jnp.nan), heat)
 
 
 def _finish(f, velocity, gamma, p: Problem, coherences: bool = True) -> wigner.Conductivity:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.lattice.commensurate import commensurate_points
 from jaxmd_thermal.lattice.crystal import Crystal, Images
 from jaxmd_thermal.units import COULOMB
 
@@ -123,20 +124,6 @@ def _in_supercell(dipoles: Dipoles, crystal: Crystal, images: Images) -> np.ndar
             out += (matrix[:, of] * phase.T[:, :, None, None]).real / (len(points) * len(near))
     assert out.shape == (len(rows), n_super, 3, 3)
     return out
-
-
-def commensurate_points(matrix: np.ndarray) -> np.ndarray:
-    """(n, 3) q in [0, 1) that the supercell `matrix` (rows in primitive vectors) folds to Gamma."""
-    n = round(abs(np.linalg.det(matrix)))
-    inverse = np.linalg.inv(matrix)
-    reach = int(np.abs(matrix).sum())
-    found: dict[tuple[int, ...], np.ndarray] = {}
-    for m in itertools.product(range(reach + 1), repeat=3):
-        q = (inverse @ m) % 1.0
-        found.setdefault(tuple((np.rint(q * n).astype(int) % n).tolist()), q)
-        if len(found) == n:
-            break
-    return np.array([np.array(key) / n for key in found])
 
 
 def _shortest(q: np.ndarray, reciprocal: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ DEFINITION = (
 
 
 def is_lattice(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of results.json is of lattice dynamics."""
     return entry.get("method") in LATTICE_METHODS
 
 

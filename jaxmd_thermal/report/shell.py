@@ -39,6 +39,7 @@ def write_page(path: Path, text: str) -> Path:
 
 
 def escape(value: Any) -> str:
+    """The text of a value, safe inside HTML."""
     return html.escape(str(value))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.errors import InputError, ThermalError, UnstableError
+from jaxmd_thermal.lattice.commensurate import commensurate_points
 from jaxmd_thermal.lattice.density import mesh_phonons
 from jaxmd_thermal.lattice.force_constants import ForceConstants, force_constants
 from jaxmd_thermal.lattice.phonons import phonons
@@ -66,17 +66,6 @@ def harmonic(fc: ForceConstants, temperature: float = 300.0, mesh: int = MESH) -
         heat_capacity_J_mol_K=float(sums.heat_capacity[0]),
         stable=is_stable(fc),
     )
-
-
-def commensurate_points(matrix: Any) -> np.ndarray:
-    """(cells, 3) q-points, in fractions, whose waves fit into a supercell of `matrix` (rows in primitive vectors)."""
-    matrix = np.rint(np.asarray(matrix, float)).astype(int)
-    cells = abs(round(np.linalg.det(matrix)))
-    adjoint = np.rint(np.linalg.inv(matrix) * cells).astype(int)
-    # q = M^-1 n; along each axis n repeats after the smallest step that M^-1 turns into whole numbers.
-    periods = [cells // math.gcd(cells, *(int(x) for x in adjoint[:, axis])) for axis in range(3)]
-    n = np.indices(periods).reshape(3, -1)
-    return np.unique((adjoint @ n % cells).T, axis=0) / cells
 
 
 def is_stable(fc: ForceConstants) -> bool:

@@ -162,6 +162,9 @@ def test_phonon_frames(silicon_file):
         factors = factors_of([term], [batch], 0)
         loss, _ = jax.jit(lambda p, b: total_loss(p, b, [term], factors))(StillingerWeber.silicon(), batch)
     assert float(loss) < 2e-3 * np.abs(frame.hessian).mean()
+    # Small cells: L and X of the 2x2x2 primitive cells, and what the supercell says of them.
+    small = read_phonon_frames(path, cells="commensurate")
+    assert sorted(f.n_atoms for f in small) == [4] and all(not f.hessian.sum(axis=1).round(9).any() for f in small)
     fc = ForceConstants.from_phono3py(path)
     np.testing.assert_allclose(frame.hessian[4], np.asarray(fc.fc2)[1, :, 1, :])
     displaced = read_displaced_frames(path)

@@ -13,7 +13,7 @@ from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.io.ase import builtin_structure
 from jaxmd_thermal.io.models import load_potential
 from jaxmd_thermal.potentials import EquivariantNetwork
-from jaxmd_thermal.training.evaluation import METRICS, commensurate_points, evaluate_phonons
+from jaxmd_thermal.training.evaluation import METRICS, evaluate_phonons
 from jaxmd_thermal.training.networks import with_block
 
 COLUMNS = {
@@ -85,18 +85,6 @@ def test_scaled_energy_has_the_errors_of_scaled_frequencies(silicon):
     modes = 6 - 3 / 125
     assert found["entropy_J_mol_K"] == pytest.approx(-modes * boltzmann * np.log(1.1), rel=1e-4)
     assert found["free_energy_kJ_mol"] == pytest.approx(1e2 * modes * boltzmann * np.log(1.1), rel=1e-4)
-
-
-def test_commensurate_points():
-    assert len(commensurate_points(np.eye(3))) == 1
-    matrix = np.array([[-2, 2, 2], [2, -2, 2], [2, 2, -2]])
-    points = commensurate_points(matrix)
-    assert len(points) == 32 == len(np.unique(points, axis=0))
-    np.testing.assert_allclose(points @ matrix.T, np.rint(points @ matrix.T), atol=1e-12)
-    skewed = np.array([[2, 1, 0], [0, 3, 1], [1, 0, 2]])
-    points = commensurate_points(skewed)
-    assert len(points) == round(np.linalg.det(skewed))
-    np.testing.assert_allclose(points @ skewed.T, np.rint(points @ skewed.T), atol=1e-12)
 
 
 @pytest.mark.slow
