@@ -13,6 +13,7 @@ from benchmarks import argon
 from benchmarks.foundation import foundation_flux, nequix, unfolding
 from benchmarks.harness import Report, Timing, Worker, Workers, ratio, relative_error, round_robin, spread
 from benchmarks.lattice import compound, gradient, phonon_phonon
+from benchmarks.training import training
 
 PRECISIONS = ("float64", "float32")
 LAMMPS = "LAMMPS serial double"
@@ -207,6 +208,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "phonon-phonon": phonon_phonon,
     "gradient": gradient,
     "compound": compound,
+    "training": training,
 }
 
 

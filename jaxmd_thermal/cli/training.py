@@ -242,12 +242,10 @@ def frames_of(data: Data) -> list[Any]:
         )  # fmt: skip
     for name, path in displaced:
         frames += read_displaced_frames(path, compound=name, check_units=data.check_units)
-    unknown = set(data.exclude) - {f.compound for f in frames}
+    known = {f.compound for f in frames} | {name for name, _ in (*at_rest, *displaced) if name}
+    unknown = sorted(set(data.exclude) - known)
     if unknown:
-        names = sorted(unknown)
-        raise InputError(
-            f"exclude names {names}, which are not in the data{nearest(names[0], {f.compound for f in frames})}"
-        )
+        raise InputError(f"exclude names {unknown}, which are not in the data{nearest(unknown[0], known)}")
     frames = [f for f in frames if f.compound not in data.exclude]
     return [f for f in frames if data.max_atoms is None or f.n_atoms <= data.max_atoms]
 
