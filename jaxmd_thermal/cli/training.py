@@ -107,6 +107,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         tensorboard=settings.tensorboard,
         max_seconds=settings.max_seconds,
         check_units=settings.check_units and settings.potential is not None,
+        settings={"optimizer": o.model_dump()},
         progress=None if quiet else _show,
     )
     forgotten = forgetting(base, result.potential, unseen) if unseen else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def fit(
     tensorboard: bool = False,
     max_seconds: float | None = None,
     check_units: bool = False,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
     """Train a potential.
@@ -83,6 +84,8 @@ def fit(
       max_seconds: stop after this time, with the state saved.
       check_units: stop where labels agree with the potential's own values but for a factor beyond 4; for potentials that
         have learnt already.
+      settings: what else a resumed training must share, as JSON has it; optimisers of optax cannot be compared, so give
+        what yours was made with.
       progress: called after every step.
 
     Raises:
@@ -122,7 +125,7 @@ def fit(
         if out is not None:
             from jaxmd_thermal.io.training_run import TrainingRun
 
-            settings = {
+            document = {
                 "precision": precision, "average": average, "seed": seed, "batch_size": batch_size, "columns": columns,
                 "buckets": buckets, "accumulate": accumulate, "steps": steps, "epochs": epochs, "devices": len(devices),
                 "validate_every": validate_every, "patience": patience, "losses": [described(t) for t in losses],
@@ -132,8 +135,9 @@ def fit(
                     co_training.steps, co_training.batch_size, digest_of(co_training.frames),
                     [described(t) for t in co_training.losses],
                 ],
+                **(settings or {}),
             }  # fmt: skip
-            run = TrainingRun(out, settings, tensorboard)
+            run = TrainingRun(out, document, tensorboard)
         loop = _Loop(program, main, tuple(losses), held, extra, co_training, accumulate, run, check_units)
         return loop.run(weights, steps, epochs, validate_every, patience, checkpoint_every, max_seconds, progress)
 

@@ -105,6 +105,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(argon, straight, tmp_path):
     # A damaged checkpoint is passed over for the one before; other settings are refused.
     with pytest.raises(CheckpointError, match="seed: 3 there, 4 now"):
         trained(argon, steps=12, co_training=co, out=tmp_path, seed=4)
+    with pytest.raises(CheckpointError, match=r"rate: null there, 0.1 now"):
+        trained(argon, steps=12, co_training=co, out=tmp_path, settings={"rate": 0.1})
 
 
 KILLED = """
