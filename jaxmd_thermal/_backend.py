@@ -185,6 +185,21 @@ def enable_compilation_cache() -> Path | None:
     return path
 
 
+MAPS, SOME_MAPS = Path("/proc/self/maps"), 20_000
+
+
+def forget_programs() -> None:
+    """Let go of compiled programs before they use up the memory maps of the process; nothing happens while there is room.
+
+    Every program of XLA on CPU holds several. Linux allows a process 65,530; beyond that the compiler fails or dies of a
+    segmentation fault, which work on many structures of different sizes reaches.
+    """
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > SOME_MAPS:
+        import jax
+
+        jax.clear_caches()
+
+
 def use_all_cores() -> None:
     """Make every CPU core a device, so that replicas are shared out over them. For the command line only.
 

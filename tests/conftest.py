@@ -7,26 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from jaxmd_thermal._backend import forget_programs
+
 # Commands called in a test would keep their programs in the user's cache, and everything compiled after them as well.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
-
-MAPS, SOME_MAPS = Path("/proc/self/maps"), 20_000
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Forget compiled programs before they use up the memory maps of the process.
-
-    Every program of XLA on CPU holds several. Linux allows a process 65,530; beyond that the compiler dies of a segmentation
-    fault, and a worker that runs half of the suite gets there.
-    """
+    """One worker compiles more in a run of the suite than a process can hold."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > SOME_MAPS:
-        import jax
-
-        jax.clear_caches()
+    forget_programs()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmd_thermal._backend import quiet_compiler
+from jaxmd_thermal._backend import forget_programs, quiet_compiler
 from jaxmd_thermal.cli.progress import Stages, announce, duration
 from jaxmd_thermal.cli.settings import require, settings_for
 from jaxmd_thermal.errors import InputError, ThermalError, UnstableError
@@ -176,7 +176,6 @@ def run_compound(job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
 
     Returns: the record (as in result.json), and the mode file's content. A failure of the model or an error is a record, too.
     """
-    import jax
 
     from jaxmd_thermal._backend import enable_compilation_cache, versions
     from jaxmd_thermal.cli.usage import Usage
@@ -194,8 +193,7 @@ def run_compound(job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
     except Exception as error:  # whatever happens to one compound must not end the campaign
         record["error"] = str(error) if isinstance(error, ThermalError) else f"{type(error).__name__}: {error}"
     finally:
-        # Programs hold memory maps, of which Linux allows a process 65,530: a worker would die after some tens of compounds.
-        jax.clear_caches()
+        forget_programs()
     record |= {
         "last_run": usage.so_far(), "stages": _stages(folder), "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

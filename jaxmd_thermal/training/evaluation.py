@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmd_thermal._backend import forget_programs
 from jaxmd_thermal.errors import InputError, ThermalError, UnstableError
 from jaxmd_thermal.lattice.commensurate import commensurate_points
 from jaxmd_thermal.lattice.density import mesh_phonons
@@ -295,6 +296,7 @@ def evaluate_phonons(
     named = dict(paths) if isinstance(paths, Mapping) else {_stem(Path(p)): p for p in paths}  # type: ignore[arg-type]
     rows = []
     for done, (name, path) in enumerate(named.items()):
+        forget_programs()
         if progress is not None:
             progress(done, len(named), name)
         reference = ForceConstants.from_phono3py(path)
