@@ -61,7 +61,7 @@ def test_equivalent_cells_are_given_once():
     assert not smallest_cells(np.diag([2] * 3), crystal.lattice, rotations, largest=0)
 
 
-@pytest.mark.parametrize("supercell", [(2, 2, 2), (3, 2, 1)])
+@pytest.mark.parametrize("supercell", [(3, 2, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_folded_force_constants_are_those_of_the_small_cell(supercell):
     """Hexagonal silicon, strained and with its atoms off their sites: no symmetry helps."""
     rng = np.random.default_rng(1)
