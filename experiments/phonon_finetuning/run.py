@@ -80,17 +80,25 @@ def changed(base, potential, solids: Path, data: Path) -> dict[str, float]:
     """RMS change of energies, forces and stresses on rattled solids of a file that were neither trained on nor replayed."""
     from jaxmd_thermal.training.replay import forgetting, rattled
 
-    return forgetting(base, potential, rattled(others(solids, data)[1::2], 1, seed=1), batch_size=8)
+    return forgetting(base, potential, rattled(halves(solids, data)[1], 1, seed=1), batch_size=8)
 
 
-def others(solids: Path, data: Path) -> list:
-    """Solids of a file that the phonon data do not hold, neither for training nor for validation."""
+def halves(solids: Path, data: Path) -> tuple[list, list]:
+    """(replayed, never replayed) solids of a file, by composition; those of the phonon data are in neither."""
+    from ase.formula import Formula
     from ase.io import read
 
     from jaxmd_thermal.cli.training import read_manifest
 
-    known = {r["formula"] for r in read_manifest(str(data / "manifest.csv"))}
-    return [atoms for atoms in read(solids, index=":") if atoms.get_chemical_formula(empirical=True) not in known]
+    def composition(formula: str) -> tuple:
+        return tuple(sorted(Formula(formula).reduce()[0].count().items()))
+
+    known = {composition(r["formula"].split("_")[0]) for r in read_manifest(str(data / "manifest.csv"))}
+    found: dict[tuple, list] = {}
+    for atoms in read(solids, index=":"):
+        found.setdefault(composition(str(atoms.symbols)), []).append(atoms)
+    kept = [polymorphs for key, polymorphs in found.items() if key not in known]
+    return [a for each in kept[::2] for a in each], [a for each in kept[1::2] for a in each]
 
 
 def replayed(data: Path, solids: Path, folder: Path) -> Path:
@@ -110,7 +118,7 @@ def replayed(data: Path, solids: Path, folder: Path) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
-    for number, atoms in enumerate(others(solids, data)[::2] if solids.is_file() else []):
+    for number, atoms in enumerate(halves(solids, data)[0] if solids.is_file() else []):
         write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
     return folder
 
