@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from jaxmd_thermal import force_constants, hessian_columns
+from jaxmd_thermal.io.datasets import read_phonon_frames
 from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.commensurate import commensurate_points, folded, smallest_cells
 from jaxmd_thermal.potentials import StillingerWeber
@@ -61,8 +62,25 @@ def test_equivalent_cells_are_given_once():
     assert not smallest_cells(np.diag([2] * 3), crystal.lattice, rotations, largest=0)
 
 
+def test_stars_are_those_of_cartesian_rotations():
+    """Hexagonal axes: a rotation of fractions is not orthogonal, so that its transpose is another matrix."""
+    a, c = 3.84, 6.27
+    x = np.array([[1 / 3, 2 / 3, 0.0], [2 / 3, 1 / 3, 0.5], [1 / 3, 2 / 3, 0.377], [2 / 3, 1 / 3, 0.877]])
+    atoms = Atoms("Si4", scaled_positions=x, cell=[[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, c]], pbc=True)
+    crystal = symmetry.crystal_of(symmetry.cell_of(symmetry.System.from_atoms(atoms)))
+    matrix = np.diag([4, 4, 1])
+    cells = smallest_cells(matrix, crystal.lattice, symmetry.point_group(crystal))
+    points = commensurate_points(matrix)
+    reciprocal = np.linalg.inv(crystal.lattice).T
+    turned = [points @ reciprocal @ r.T @ np.linalg.inv(reciprocal) for r in symmetry.cartesian_point_group(crystal)]
+    reached = np.array([np.any([fits(t, cell) for t in turned], axis=0) for cell in cells])
+    assert np.all(reached.any(axis=0))
+    # None is a rotated copy of another, or inside one: some wave is reached by it alone.
+    assert all(np.any(mine & ~np.delete(reached, i, axis=0).any(axis=0)) for i, mine in enumerate(reached))
+
+
 @pytest.mark.parametrize("supercell", [(3, 2, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
-def test_folded_force_constants_are_those_of_the_small_cell(supercell):
+def test_folded_force_constants_are_those_of_the_small_cell(supercell, tmp_path):
     """Hexagonal silicon, strained and with its atoms off their sites: no symmetry helps."""
     rng = np.random.default_rng(1)
     u, c, a = 0.377, 6.27, 3.84
@@ -83,3 +101,12 @@ def test_folded_force_constants_are_those_of_the_small_cell(supercell):
         direct = hessian_columns(potential, small.to_atoms(), columns)
         # 1e-9 of 10 eV/A^2: the sum rules of `force_constants` are projected, those of the potential are exact to rounding.
         np.testing.assert_allclose(constants.transpose(0, 2, 1, 3).reshape(direct.shape), direct, atol=1e-8)
+    # The same as labels of training, through files: every column of every frame.
+    fc.save(tmp_path / "constants")
+    frames = read_phonon_frames(tmp_path / "constants", cells="commensurate", check_units=False)
+    assert [f.n_atoms for f in frames] == [4 * round(np.linalg.det(matrix)) for matrix in cells]
+    for frame in (frames[0], frames[-1]):
+        direct = hessian_columns(potential, frame.system.to_atoms(), frame.columns)
+        np.testing.assert_allclose(frame.hessian, direct, atol=1e-8)
+    kept = read_phonon_frames(tmp_path / "constants", cells="commensurate", max_atoms=8, check_units=False)
+    assert kept and all(f.n_atoms <= 8 for f in kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,20 @@ def test_gradient_of_the_public_function(nacl):
     value = value[0]
     direct = thermal_conductivity(fc, (3, 3, 3), sigma=0.5, boundary=1e4, block_average=True)
     assert float(value) == pytest.approx(direct.kappa[0, 0, 0], rel=1e-9)
+
+
+def test_small_buffers_are_not_hidden(nacl):
+    """What the tetrahedra do not find room for is missing everywhere, not only in the sum."""
+    _, fc = nacl
+    function = transport_function(fc, (3, 3, 3), isotopes=False)
+    with double_precision():
+        whole = function(jnp.asarray(fc.fc2), jnp.asarray(fc.fc3))
+        short = partial(function.func, *function.args, **(function.keywords | {"capacity": 1}))(
+            jnp.asarray(fc.fc2), jnp.asarray(fc.fc3)
+        )
+    for name in ("kappa", "populations", "coherences", "gamma"):
+        assert np.all(np.isfinite(getattr(whole, name))) and np.all(np.isnan(getattr(short, name))), name
+    np.testing.assert_array_equal(short.frequencies, whole.frequencies)
 
 
 def test_mass_variances():
