@@ -62,13 +62,13 @@ def test_equivalent_cells_are_given_once():
     assert not smallest_cells(np.diag([2] * 3), crystal.lattice, rotations, largest=0)
 
 
-def test_stars_are_those_of_cartesian_rotations():
-    """Hexagonal axes: a rotation of fractions is not orthogonal, so that its transpose is another matrix."""
-    a, c = 3.84, 6.27
-    x = np.array([[1 / 3, 2 / 3, 0.0], [2 / 3, 1 / 3, 0.5], [1 / 3, 2 / 3, 0.377], [2 / 3, 1 / 3, 0.877]])
-    atoms = Atoms("Si4", scaled_positions=x, cell=[[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, c]], pbc=True)
+@pytest.mark.parametrize("matrix", [np.diag(m) for m in ([3, 3, 2], [4, 4, 2], [4, 4, 3], [5, 5, 2])])
+def test_stars_are_those_of_cartesian_rotations(matrix):
+    """CdI2: on hexagonal axes the transpose of a rotation of fractions is another matrix, and -3m1 becomes -31m by it."""
+    a, c, z = 4.24, 6.84, 0.249
+    x = np.array([[0, 0, 0], [1 / 3, 2 / 3, z], [2 / 3, 1 / 3, -z]])
+    atoms = Atoms("CdI2", scaled_positions=x, cell=[[a, 0, 0], [-a / 2, a * np.sqrt(3) / 2, 0], [0, 0, c]], pbc=True)
     crystal = symmetry.crystal_of(symmetry.cell_of(symmetry.System.from_atoms(atoms)))
-    matrix = np.diag([4, 4, 1])
     cells = smallest_cells(matrix, crystal.lattice, symmetry.point_group(crystal))
     points = commensurate_points(matrix)
     reciprocal = np.linalg.inv(crystal.lattice).T
