@@ -248,7 +248,13 @@ def frames_of(data: Data) -> list[Any]:
     if unknown:
         raise InputError(f"exclude names {unknown}, which are not in the data{nearest(unknown[0], known)}")
     frames = [f for f in frames if f.compound not in data.exclude]
-    return [f for f in frames if data.max_atoms is None or f.n_atoms <= data.max_atoms]
+    kept = [f for f in frames if data.max_atoms is None or f.n_atoms <= data.max_atoms]
+    if not kept:
+        reasons = [f"max_atoms is {data.max_atoms}"] * (data.max_atoms is not None) + ["exclude"] * bool(data.exclude)
+        raise InputError(
+            f"no structure of the data is left ({', '.join(reasons) or 'the files are empty'}): allow for more"
+        )
+    return kept
 
 
 def read_manifest(path: str) -> list[dict[str, Any]]:

@@ -89,6 +89,19 @@ def test_verbs(tmp_path, capsys):
     assert exit.value.code == 2 and "--manifest" in capsys.readouterr().err
 
 
+def test_data_of_which_nothing_is_left(tmp_path):
+    trajectory(tmp_path / "argon.extxyz", 2)
+    data = {"structures": [str(tmp_path / "argon.extxyz")]}
+    assert len(training.frames_of(checked(BASE | {"data": data | {"exclude": ["argon 0"]}}, "'file'").data)) == 1
+    for change, message in (
+        ({"max_atoms": 3}, "no structure of the data is left .max_atoms is 3.: allow for more"),
+        ({"exclude": ["argon 0", "argon 1"]}, "no structure of the data is left .exclude."),
+        ({"exclude": ["argon 7"]}, "exclude names .'argon 7'., which are not in the data"),
+    ):
+        with pytest.raises(InputError, match=message):
+            training.frames_of(checked(BASE | {"data": data | change}, "'file'").data)
+
+
 @pytest.mark.slow
 def test_a_whole_training_by_a_file(tmp_path, monkeypatch, capsys):
     trajectory(tmp_path / "argon.extxyz", 5)
