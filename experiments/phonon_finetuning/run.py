@@ -14,6 +14,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from jaxmd_thermal.cli.app import guarded
 from jaxmd_thermal.cli.phonon_evaluation import compounds_of, evaluated, summary_of, written
 from jaxmd_thermal.cli.progress import announce
@@ -33,8 +35,13 @@ VARIANTS = {
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
-STABLE = ("SnO2", "LiF", "ErAgTe2", "KCaCO3F", "Li3NbS4")
-"""Validation compounds without imaginary modes."""
+PROTOTYPES = 60
+PROTOTYPE_EDGES = {"rocksalt": 2.0, "zincblende": 4 / 3**0.5, "cesiumchloride": 2 / 3**0.5, "fluorite": 4 / 3**0.5}
+"""Edge of the cube over the length of the bond."""
+CATIONS = (
+    "Li Na K Rb Cs Be Mg Ca Sr Ba Sc Ti V Cr Mn Fe Co Ni Cu Zn Y Zr Nb Mo Ag Cd La Hf Ta W Al Ga In Tl Ge Sn Pb Sb Bi Er"
+).split()
+ANIONS = "H C N O F P S Cl As Se Br Te I".split()
 
 
 def main(options) -> int:
@@ -85,15 +92,9 @@ def changed(base, potential, solids: Path, data: Path) -> dict[str, float]:
 
 def halves(solids: Path, data: Path) -> tuple[list, list]:
     """(replayed, never replayed) solids of a file, by composition; those of the phonon data are in neither."""
-    from ase.formula import Formula
     from ase.io import read
 
-    from jaxmd_thermal.cli.training import read_manifest
-
-    def composition(formula: str) -> tuple:
-        return tuple(sorted(Formula(formula).reduce()[0].count().items()))
-
-    known = {composition(r["formula"].split("_")[0]) for r in read_manifest(str(data / "manifest.csv"))}
+    known = known_compositions(data)
     found: dict[tuple, list] = {}
     for atoms in read(solids, index=":"):
         found.setdefault(composition(str(atoms.symbols)), []).append(atoms)
@@ -102,10 +103,13 @@ def halves(solids: Path, data: Path) -> tuple[list, list]:
 
 
 def replayed(data: Path, solids: Path, folder: Path) -> Path:
-    """Structure files for the replay: the unit cells of the training compounds, and every other one of the solids."""
+    """Structure files for the replay: unit cells of the training compounds, every other solid, and prototypes."""
+    from ase.io import read
+
     from jaxmd_thermal import ForceConstants
     from jaxmd_thermal.cli.training import read_manifest
     from jaxmd_thermal.io.ase import write_structure
+    from jaxmd_thermal.io.models import load_potential
     from jaxmd_thermal.system import System
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,9 +122,61 @@ def replayed(data: Path, solids: Path, folder: Path) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
-    for number, atoms in enumerate(halves(solids, data)[0] if solids.is_file() else []):
-        write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
+    excluded = known_compositions(data)
+    if solids.is_file():
+        excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
+        for number, atoms in enumerate(halves(solids, data)[0]):
+            write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
+    if not any(folder.glob("prototype_*.extxyz")):
+        for number, atoms in enumerate(prototypes(load_potential(START), PROTOTYPES, excluded)):
+            write_structure(folder / f"prototype_{number:03d}.extxyz", atoms)
     return folder
+
+
+def prototypes(potential, count: int, excluded: set, seed: int = 0) -> list:
+    """Binary crystals of random elements, at the volume that the base model likes best: chemistry that no data set holds.
+
+    Replay needs no reference, so the structures may be invented; they only have to be such that the model is asked there.
+    """
+    from ase import Atoms
+    from ase.build import bulk
+    from ase.data import atomic_numbers, covalent_radii
+
+    from jaxmd_thermal.training.replay import labelled, rattled
+
+    rng = np.random.default_rng(seed)
+    found: list[Atoms] = []
+    while len(found) < count:
+        cation, anion, kind = rng.choice(CATIONS), rng.choice(ANIONS), rng.choice(sorted(PROTOTYPE_EDGES))
+        formula = f"{cation}{anion}2" if kind == "fluorite" else f"{cation}{anion}"
+        if composition(formula) not in excluded:
+            bond = sum(covalent_radii[atomic_numbers[e]] for e in (cation, anion))
+            found.append(bulk(formula, str(kind), a=PROTOTYPE_EDGES[str(kind)] * bond))
+            excluded = excluded | {composition(formula)}
+    scales = np.linspace(0.84, 1.2, 10)
+    trials = []
+    for atoms in found:
+        for scale in scales:
+            trial = atoms.copy()
+            trial.set_cell(scale * atoms.cell, scale_atoms=True)
+            trials.append(trial)
+    said = labelled(potential, rattled(trials, rattle=0.0, strain=0.0), batch_size=len(scales))
+    best = np.argmin(np.reshape([frame.energy for frame in said], (count, len(scales))), axis=1)
+    return [trials[i * len(scales) + k] for i, k in enumerate(best)]
+
+
+def composition(formula: str) -> tuple:
+    """Elements and their smallest whole numbers."""
+    from ase.formula import Formula
+
+    return tuple(sorted(Formula(formula).reduce()[0].count().items()))
+
+
+def known_compositions(data: Path) -> set:
+    """Those of the phonon data, of training and of validation."""
+    from jaxmd_thermal.cli.training import read_manifest
+
+    return {composition(r["formula"].split("_")[0]) for r in read_manifest(str(data / "manifest.csv"))}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ NEEDED = (
     "radial_mlp_layers", "radial_polynomial_p", "shift", "scale", "avg_n_neighbors",
 )  # fmt: skip
 MEMBERS = ("linear_1", "linear_2", "skip", "norm")
-DEFAULT_BLOCK = 8
+DEFAULT_BLOCK = 2
 """Receivers at a time; measured on CPUs, where their edges then stay in the cache."""
 
 

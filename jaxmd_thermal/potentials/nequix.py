@@ -234,7 +234,7 @@ class Nequix(LearnedPotential):
         neighbors: float = 40.0,
         scale: float = 1.0,
         references=None,
-        block: int | None = 8,
+        block: int | None = 2,
     ) -> Nequix:
         """A network with random weights, the same numbers whatever the user's `jax_enable_x64`.
 

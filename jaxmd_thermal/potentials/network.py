@@ -187,7 +187,7 @@ class EquivariantNetwork(LearnedPotential):
         neighbors: float = 16.0,
         scale: float = 1.0,
         references=None,
-        block: int | None = 32,
+        block: int | None = 8,
     ) -> EquivariantNetwork:
         """A network with random weights, the same numbers whatever the user's `jax_enable_x64`.
 

@@ -184,7 +184,8 @@ def predictions(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any 
       needs: out of energy (G,), forces (A, 3), stress (G, 3, 3), hessian (C, A, 3), third (C, A, 3).
       dtype: precision in which the potential is evaluated; edges are formed in that of the positions.
 
-    Forces and Hessian columns come out of one forward-over-reverse pass; several columns share one linearisation.
+    Forces and one Hessian column come out of one reverse pass over a directional derivative; several columns share one
+    linearisation of the forces.
     """
     energy, variables = _energy_of(potential, batch, needs, dtype)
     out: dict[str, Any] = {}
@@ -195,7 +196,9 @@ def predictions(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any 
             (_, atomic), gradient = jax.value_and_grad(energy, has_aux=True)(variables | {"move": move})
             return gradient["move"], (gradient, atomic)
 
-        if curved:
+        if "third" not in needs and curved and batch.columns.shape[0] == 1:
+            gradient, atomic, out["hessian"] = _one_column(energy, variables, _ways(batch)[0])
+        elif curved:
             (gradient, atomic), second = _curvature(slope, variables["move"], batch, needs)
             out |= second
         else:
@@ -288,10 +291,24 @@ def paired(potential: Any, batch: Batch, adjoint: Mapping[str, Any], dtype: Any 
     return slope
 
 
+def _one_column(energy, variables, way):
+    """(gradient, atomic energies, (1, A, 3) Hessian column): with s(x, v) = v . dU/dx, dU/dx = ds/dv and H v = ds/dx.
+
+    Reverse over forward: measured 0.84 of forward over reverse.
+    """
+
+    def slope(where, along):
+        _, found, atomic = jax.jvp(energy, (where,), (along,), has_aux=True)
+        return found, atomic
+
+    along = jax.tree.map(jnp.zeros_like, variables) | {"move": way}
+    (second, gradient), atomic = jax.grad(slope, (0, 1), has_aux=True)(variables, along)
+    return gradient, atomic, second["move"][None]
+
+
 def _curvature(slope, start, batch: Batch, needs: frozenset[str]):
     """What `slope` returns beside the gradient, and the wanted derivatives along the columns of the batch."""
     along = _ways(batch)
-    count = along.shape[0]
     out = {}
     if "third" in needs:
 
@@ -305,9 +322,6 @@ def _curvature(slope, start, batch: Batch, needs: frozenset[str]):
         others, second, third = jax.vmap(twice)(along)
         others = jax.tree.map(lambda x: x[0], others)
         out = {"hessian": second, "third": third}
-    elif count == 1:
-        _, second, others = jax.jvp(slope, (start,), (along[0],), has_aux=True)
-        out["hessian"] = second[None]
     else:
         _, linear, others = jax.linearize(slope, start, has_aux=True)
         out["hessian"] = jax.vmap(linear)(along)
