@@ -63,7 +63,7 @@ def _each_times(factors, values):
     size = math.prod(values.shape[2:])
     if size % LANES:
         return factors.reshape(factors.shape + (1,) * (values.ndim - 2)) * values
-    lanes = factors[..., None] @ jnp.ones((1, LANES), factors.dtype)
+    lanes = jnp.matmul(factors[..., None], jnp.ones((1, LANES), factors.dtype), precision="highest")
     product = lanes[:, :, None] * values.reshape(*values.shape[:2], size // LANES, LANES)
     return product.reshape(values.shape)
 

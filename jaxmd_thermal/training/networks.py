@@ -34,8 +34,8 @@ def with_statistics(potential: Any, found: Statistics) -> Any:
 def with_block(potential: Any, block: int | None) -> Any:
     """A network that evaluates `block` receivers at a time and recomputes them in the reverse pass; None: all at once.
 
-    Third-order differentiation (the gradient of a Hessian) recomputes more often than it gains: larger blocks are faster
-    there, as far as memory goes. Potentials without blocks are returned as they are.
+    The fastest block keeps its edges in the cache: few receivers on a CPU (measured, gradient of a Hessian column with the
+    published weights: 4 receivers take 0.9 of the time of 8). Potentials without blocks are returned as they are.
     """
     network = getattr(potential, "network", None)
     if network is None or not hasattr(network, "block"):
