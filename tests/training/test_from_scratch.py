@@ -8,7 +8,7 @@ from ase.build import bulk
 
 from jaxmd_thermal import fit, force_constants, load_potential
 from jaxmd_thermal.lattice.density import mesh_phonons
-from jaxmd_thermal.potentials import EquivariantNetwork
+from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones
 from jaxmd_thermal.training.losses import EnergyPerAtom, Forces
 from jaxmd_thermal.training.networks import with_statistics
 from jaxmd_thermal.training.optimizers import adamw, rate
@@ -16,25 +16,46 @@ from jaxmd_thermal.training.replay import labelled, rattled
 from jaxmd_thermal.training.statistics import statistics
 
 STEPS = 3000
+SILICON = bulk("Si", "diamond", a=5.431, cubic=True), 4.5, ((0.02, 0.005), (0.06, 0.01))
+# The cutoff lies behind the second shell, and the switch begins between it and the first.
+ARGON = bulk("Ar", "fcc", a=5.30, cubic=True), 5.8, ((0.04, 0.005), (0.12, 0.01))
+
+
+def stillinger_weber():
+    return load_potential("sw-silicon")
+
+
+def lennard_jones():
+    return LennardJones(epsilon=0.0104, sigma=3.40, cutoff=5.8, truncation="switch", switch_start=4.5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_phonons_of_a_network_trained_on_stillinger_weber_silicon():
+@pytest.mark.parametrize(("teacher", "data"), [(stillinger_weber, SILICON), (lennard_jones, ARGON)])
+def test_phonons_of_a_network_trained_on(teacher, data):
     """Within 2 % of the largest frequency, every mode of the grid; the data hold energies and forces only."""
-    teacher = load_potential("sw-silicon")
-    cell = bulk("Si", "diamond", a=5.431, cubic=True)
+    teacher = teacher()
+    cell, cutoff, amplitudes = data
     # Large cells: in small ones an atom and its image always move together, and a network may mix up their forces.
     large = cell.repeat((2, 2, 2))
     moved = [
         frame
-        for rattle, strain, seed in ((0.02, 0.005, 0), (0.06, 0.01, 1))
+        for seed, (rattle, strain) in enumerate(amplitudes)
         for frame in rattled([large], 20, rattle=rattle, strain=strain, seed=seed)
     ]
     frames = labelled(teacher, moved, dtype="float64")
-    found = statistics(frames, 4.5)
+    found = statistics(frames, cutoff)
     network = EquivariantNetwork.create(
-        1, ["Si"], 4.5, 2, channels=12, lmax=2, radial=8, hidden=32, neighbors=found.neighbors, block=None
+        1,
+        cell.get_chemical_symbols()[:1],
+        cutoff,
+        2,
+        channels=12,
+        lmax=2,
+        radial=8,
+        hidden=32,
+        neighbors=found.neighbors,
+        block=None,
     )
     result = fit(
         with_statistics(network, found),
