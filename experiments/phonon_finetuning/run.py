@@ -32,6 +32,14 @@ VARIANTS = {
     # The supercells themselves instead of the small cells that hold the same wave vectors.
     "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
+    # Invented crystals in the replay, and energies that weigh more.
+    "prototypes": {"replay.losses.energy": {"weight": 100.0, "kind": "mae"}},
+    # Energies alone are replayed: forces on rattled copies hold on to the softness that is to be repaired.
+    "energy-replay": {
+        "replay.losses.energy": {"weight": 100.0, "kind": "mae"},
+        "replay.losses.forces": None,
+        "replay.losses.stress": None,
+    },
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
@@ -47,7 +55,9 @@ ANIONS = "H C N O F P S Cl As Se Br Te I".split()
 def main(options) -> int:
     data, out = options.data, options.out / options.variant
     os.environ["DFT_PHONONS"] = str(data)
-    os.environ["REPLAY"] = str(replayed(data, options.solids, options.out / "replayed"))
+    invented = PROTOTYPES if options.variant == "prototypes" else 0
+    folder = options.out / ("replayed-prototypes" if invented else "replayed")
+    os.environ["REPLAY"] = str(replayed(data, options.solids, folder, invented))
     changes = dict(VARIANTS[options.variant])
     if options.steps is not None:
         changes["steps"] = options.steps
@@ -70,10 +80,10 @@ def main(options) -> int:
     announce(summary_of(tables))
     written(tables, out)
     for name in ("this run", PUBLISHED):
-        document[name] = {
-            "all stable": tables[name].relative_to(tables[START]),
-            **{g: tables[name].relative_to(tables[START], functional=g) for g in sorted(set(functionals.values()))},
-        }
+        ratios = {g: tables[name].relative_to(tables[START], functional=g) for g in sorted(set(functionals.values()))}
+        # A functional without a stable compound has none.
+        document[name] = {g: r for g, r in ratios.items() if np.isfinite(r)}
+        document[name]["all stable"] = tables[name].relative_to(tables[START])
         if options.solids.is_file():
             document[name]["changed_on_solids"] = changed(models[START], models[name], options.solids, data)
             announce(
@@ -102,8 +112,8 @@ def halves(solids: Path, data: Path) -> tuple[list, list]:
     return [a for each in kept[::2] for a in each], [a for each in kept[1::2] for a in each]
 
 
-def replayed(data: Path, solids: Path, folder: Path) -> Path:
-    """Structure files for the replay: unit cells of the training compounds, every other solid, and prototypes."""
+def replayed(data: Path, solids: Path, folder: Path, invented: int = 0) -> Path:
+    """Structure files for the replay: unit cells of the training compounds, every other solid, and prototypes if wanted."""
     from ase.io import read
 
     from jaxmd_thermal import ForceConstants
@@ -122,13 +132,13 @@ def replayed(data: Path, solids: Path, folder: Path) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
-    excluded = known_compositions(data)
-    if solids.is_file():
-        excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
-        for number, atoms in enumerate(halves(solids, data)[0]):
-            write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
-    if not any(folder.glob("prototype_*.extxyz")):
-        for number, atoms in enumerate(prototypes(load_potential(START), PROTOTYPES, excluded)):
+    for number, atoms in enumerate(halves(solids, data)[0] if solids.is_file() else []):
+        write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
+    if invented and not any(folder.glob("prototype_*.extxyz")):
+        excluded = known_compositions(data)
+        if solids.is_file():
+            excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
+        for number, atoms in enumerate(prototypes(load_potential(START), invented, excluded)):
             write_structure(folder / f"prototype_{number:03d}.extxyz", atoms)
     return folder
 
