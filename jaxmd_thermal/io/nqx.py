@@ -10,15 +10,13 @@ import numpy as np
 
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.potentials._learned import parameter_shapes
-from jaxmd_thermal.potentials.nequix import Nequix, NequixNetwork, check_architecture
+from jaxmd_thermal.potentials.nequix import DEFAULT_BLOCK, Nequix, NequixNetwork, check_architecture
 
 NEEDED = (
     "cutoff", "atomic_numbers", "hidden_irreps", "lmax", "n_layers", "radial_basis_size", "radial_mlp_size",
     "radial_mlp_layers", "radial_polynomial_p", "shift", "scale", "avg_n_neighbors",
 )  # fmt: skip
 MEMBERS = ("linear_1", "linear_2", "skip", "norm")
-DEFAULT_BLOCK = 2
-"""Receivers at a time; measured on CPUs, where their edges then stay in the cache."""
 
 
 def read_nqx(path) -> Nequix:

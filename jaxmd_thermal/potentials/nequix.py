@@ -34,6 +34,9 @@ Part of the weights: with the exact 0.59646921 energies would be off by 1e-5 eV.
 
 NORM_FLOOR = 1e-12
 
+DEFAULT_BLOCK = 2
+"""Receivers at a time; measured on CPUs, where their edges then stay in the cache."""
+
 
 def activation(x):
     """silu of unit second moment."""
@@ -234,7 +237,7 @@ class Nequix(LearnedPotential):
         neighbors: float = 40.0,
         scale: float = 1.0,
         references=None,
-        block: int | None = 2,
+        block: int | None = DEFAULT_BLOCK,
     ) -> Nequix:
         """A network with random weights, the same numbers whatever the user's `jax_enable_x64`.
 

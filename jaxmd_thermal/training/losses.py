@@ -294,7 +294,7 @@ def paired(potential: Any, batch: Batch, adjoint: Mapping[str, Any], dtype: Any 
 def _one_column(energy, variables, way):
     """(gradient, atomic energies, (1, A, 3) Hessian column): with s(x, v) = v . dU/dx, dU/dx = ds/dv and H v = ds/dx.
 
-    Reverse over forward: measured 0.84 of forward over reverse.
+    Reverse over forward: measured 0.86 of the time of forward over reverse (published weights, 64 atoms).
     """
 
     def slope(where, along):
