@@ -26,8 +26,9 @@ SW = replace(StillingerWeber.silicon(), species=None)
 SPECIES = ("Si", "Ge")
 # Vector (and higher) features; widths are small because the definition does not care, and compilation does.
 NETWORKS = {
-    (n, lmax): EquivariantNetwork.create(n, SPECIES, 4.0, n, channels=2, lmax=lmax, radial=3, hidden=4, neighbors=8)
-    for n, lmax in ((1, 1), (2, 1), (3, 1), (2, 2))
+    (n, lmax): EquivariantNetwork.create(n, SPECIES, 4.0, n, channels=c, lmax=lmax, radial=3, hidden=4, neighbors=8)
+    # 4 and 16 gathered features with l = 1, 2 and 18 with l = 2: sums over a multiple of 16 take a route of their own.
+    for n, lmax, c in ((1, 1, 4), (2, 1, 4), (3, 1, 4), (2, 2, 2))
 }
 MIXED = LennardJones(
     [[0.02, 0.015], [0.015, 0.03]], [[2.0, 2.1], [2.1, 2.2]], 5.0, "switch", switch_start=4.0, species=(14, 32)

@@ -99,6 +99,27 @@ def test_a_batch_says_what_single_structures_say(case):
     assert not said["hessian"][6:, :2].any(), "a structure without a column is not moved"
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_training_steps_say_what_single_structures_say(case, columns):
+    """Without third derivatives, as in training: one column and several take routes of their own."""
+    potential, structures, frames, _, _ = case
+    near = [neighborhood(f, potential.cutoff) for f in frames]
+    shape = Shape(2, 7, sum(len(x.owner) for x in near), max(x.slots for x in near))
+    chosen = [np.arange(4, 4 + columns), np.arange(1, 1 + columns)]
+    batch = union(frames, near, shape, chosen)
+    with double_precision():
+        said = jax.jit(predictions, static_argnames="needs")(potential, batch, needs=ALL - {"third"})
+        said = {name: np.asarray(value) for name, value in said.items()}
+    first = 0
+    for g, (atoms, mine) in enumerate(zip(structures, chosen, strict=True)):
+        alone, rows = evaluate(potential, atoms, ("energy", "forces", "stress")), slice(first, first + len(atoms))
+        assert said["energy"][g] == pytest.approx(float(alone["energy"]), abs=1e-11)
+        np.testing.assert_allclose(said["forces"][rows], alone["forces"], atol=1e-11)
+        np.testing.assert_allclose(said["stress"][g], alone["stress"], atol=1e-12)
+        np.testing.assert_allclose(said["hessian"][:, rows], hessian_columns(potential, atoms, mine), atol=1e-10)
+        first += len(atoms)
+
+
 def test_third_derivatives_are_slopes_of_the_hessian(case):
     potential, structures, _, _, said = case
     atoms, step = structures[0], 1e-4
