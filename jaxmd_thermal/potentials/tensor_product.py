@@ -63,7 +63,8 @@ def neighbor_sum(harmonics, sent, weights, l_out: int):
     l_edge = math.isqrt(size) - 1
     mine = paths(len(sent) - 1, l_edge, l_out)
     # Split, not sliced: the transpose of a split is one concatenation, that of slices a chain of padded sums.
-    by_degree = jax.lax.split(harmonics, [2 * degree + 1 for degree in range(l_edge + 1)], axis=-1)
+    by_degree = list(jax.lax.split(harmonics, [2 * degree + 1 for degree in range(l_edge + 1)], axis=-1))
+    by_degree[0] = jnp.ones_like(by_degree[0])  # as it is: then nothing of it is differentiated
     by_path = jax.lax.split(weights, [sent[l1].shape[-1] for l1, _, _ in mine], axis=-1)
     sums: list[list] = [[] for _ in range(l_out + 1)]
     for (l1, l2, l3), weight in zip(mine, by_path, strict=True):
