@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,18 +33,21 @@ VARIANTS = {
     # The supercells themselves instead of the small cells that hold the same wave vectors.
     "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
-    # Invented crystals in the replay, and energies that weigh more.
-    "prototypes": {"replay.losses.energy": {"weight": 100.0, "kind": "mae"}},
-    # Energies alone are replayed: forces on rattled copies hold on to the softness that is to be repaired.
-    "energy-replay": {
-        "replay.losses.energy": {"weight": 100.0, "kind": "mae"},
-        "replay.losses.forces": None,
-        "replay.losses.stress": None,
+    # Forces and stresses of the solids as well: they hold on to the softness that is to be repaired.
+    "force-replay": {
+        "replay.structures": ("$REPLAY/solid_*.extxyz",),
+        "replay.energies_only": ("$REPLAY/compound_*.extxyz", "$REPLAY/prototype_*.extxyz"),
+        "replay.losses.forces": {"weight": 20.0, "kind": "norm"},
+        "replay.losses.stress": {"weight": 50.0, "kind": "huber"},
     },
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
-PROTOTYPES = 60
+HELD_OUT = 4
+"""One in so many compositions of the solids is never replayed: forgetting is measured there."""
+
+PROTOTYPES = 100
+"""Invented crystals in the replay."""
 PROTOTYPE_EDGES = {"rocksalt": 2.0, "zincblende": 4 / 3**0.5, "cesiumchloride": 2 / 3**0.5, "fluorite": 4 / 3**0.5}
 """Edge of the cube over the length of the bond."""
 CATIONS = (
@@ -55,10 +59,8 @@ ANIONS = "H C N O F P S Cl As Se Br Te I".split()
 def main(options) -> int:
     data, out = options.data, options.out / options.variant
     os.environ["DFT_PHONONS"] = str(data)
-    invented = PROTOTYPES if options.variant == "prototypes" else 0
-    folder = options.out / ("replayed-prototypes" if invented else "replayed")
-    os.environ["REPLAY"] = str(replayed(data, options.solids, folder, invented))
-    changes = dict(VARIANTS[options.variant])
+    os.environ["REPLAY"] = str(replayed(data, options.solids, options.out / "replayed"))
+    changes: dict[str, Any] = dict(VARIANTS[options.variant])
     if options.steps is not None:
         changes["steps"] = options.steps
     if options.only:
@@ -97,10 +99,10 @@ def changed(base, potential, solids: Path, data: Path) -> dict[str, float]:
     """RMS change of energies, forces and stresses on rattled solids of a file that were neither trained on nor replayed."""
     from jaxmd_thermal.training.replay import forgetting, rattled
 
-    return forgetting(base, potential, rattled(halves(solids, data)[1], 1, seed=1), batch_size=8)
+    return forgetting(base, potential, rattled(parted(solids, data)[1], 1, seed=1), batch_size=8)
 
 
-def halves(solids: Path, data: Path) -> tuple[list, list]:
+def parted(solids: Path, data: Path) -> tuple[list, list]:
     """(replayed, never replayed) solids of a file, by composition; those of the phonon data are in neither."""
     from ase.io import read
 
@@ -109,11 +111,13 @@ def halves(solids: Path, data: Path) -> tuple[list, list]:
     for atoms in read(solids, index=":"):
         found.setdefault(composition(str(atoms.symbols)), []).append(atoms)
     kept = [polymorphs for key, polymorphs in found.items() if key not in known]
-    return [a for each in kept[::2] for a in each], [a for each in kept[1::2] for a in each]
+    unseen = kept[HELD_OUT - 1 :: HELD_OUT]
+    del kept[HELD_OUT - 1 :: HELD_OUT]
+    return [a for each in kept for a in each], [a for each in unseen for a in each]
 
 
-def replayed(data: Path, solids: Path, folder: Path, invented: int = 0) -> Path:
-    """Structure files for the replay: unit cells of the training compounds, every other solid, and prototypes if wanted."""
+def replayed(data: Path, solids: Path, folder: Path) -> Path:
+    """Structure files for the replay: unit cells of the training compounds, solids but every fourth composition, prototypes."""
     from ase.io import read
 
     from jaxmd_thermal import ForceConstants
@@ -124,7 +128,7 @@ def replayed(data: Path, solids: Path, folder: Path, invented: int = 0) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     for row in read_manifest(str(data / "manifest.csv")):
-        file = folder / f"{row['key']}.extxyz"
+        file = folder / f"compound_{row['key']}.extxyz"
         if row["split"] != "train" or file.exists() or row["key"] == "NaCl_rd444":
             continue
         unit = ForceConstants.from_phono3py(row["path"]).geometry.unit
@@ -132,13 +136,13 @@ def replayed(data: Path, solids: Path, folder: Path, invented: int = 0) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
-    for number, atoms in enumerate(halves(solids, data)[0] if solids.is_file() else []):
+    for number, atoms in enumerate(parted(solids, data)[0] if solids.is_file() else []):
         write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
-    if invented and not any(folder.glob("prototype_*.extxyz")):
+    if not any(folder.glob("prototype_*.extxyz")):
         excluded = known_compositions(data)
         if solids.is_file():
             excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
-        for number, atoms in enumerate(prototypes(load_potential(START), invented, excluded)):
+        for number, atoms in enumerate(prototypes(load_potential(START), PROTOTYPES, excluded)):
             write_structure(folder / f"prototype_{number:03d}.extxyz", atoms)
     return folder
 

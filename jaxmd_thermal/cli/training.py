@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxmd_thermal._backend import quiet_compiler
 from jaxmd_thermal.cli.progress import announce, duration
-from jaxmd_thermal.cli.training_settings import Data, Losses, Network, TrainingSettings, load_training
+from jaxmd_thermal.cli.training_settings import Data, Losses, Network, Replay, TrainingSettings, load_training
 from jaxmd_thermal.errors import InputError, nearest
 
 SUFFIXES = (".yaml", ".yaml.xz", ".yaml.gz")
@@ -53,7 +53,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     from jaxmd_thermal.training.networks import with_block
     from jaxmd_thermal.training.optimizers import adamw, rate
     from jaxmd_thermal.training.records import CoTraining
-    from jaxmd_thermal.training.replay import forgetting, rattled, replay
+    from jaxmd_thermal.training.replay import forgetting
 
     data = frames_of(settings.data)
     validation = frames_of(settings.validation) if settings.validation is not None else []
@@ -72,10 +72,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     co, unseen = None, []
     if settings.replay is not None:
         r = settings.replay
-        sources: Sequence[Any] = _structures(r.structures) if r.structures else _one_of_each(data)
-        names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
-        made = replay(base, sources, r.copies, rattle=r.rattle, strain=r.strain, seed=settings.seed)
-        unseen = rattled(sources, 1, rattle=r.rattle, strain=r.strain, seed=settings.seed + UNSEEN, names=names)
+        made, unseen = replayed(base, r, data, settings.seed)
         co = CoTraining(made, terms(r.losses), r.steps, r.batch_size, settings.buckets)
     elif settings.upstream is not None:
         u = settings.upstream
@@ -112,6 +109,24 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     )
     forgotten = forgetting(base, result.potential, unseen) if unseen else None
     return result, forgotten
+
+
+def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
+    """Labelled frames of a replay, and unlabelled ones of the same structures on which forgetting is measured.
+
+    Without files they are made of the data, one of each compound.
+    """
+    from jaxmd_thermal.training.replay import rattled, replay
+
+    bare = _structures(settings.energies_only)
+    kept = _structures(settings.structures) if settings.structures or bare else _one_of_each(data)
+    sources = [*kept, *bare]
+    how: dict[str, Any] = {"rattle": settings.rattle, "strain": settings.strain}
+    made = replay(base, sources, settings.copies, **how, seed=seed)
+    first = settings.copies * len(kept)
+    made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
+    names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
+    return made, rattled(sources, 1, **how, seed=seed + UNSEEN, names=names)
 
 
 def _show(p: Any) -> None:

@@ -81,20 +81,30 @@ class Optimizer(Strict):
 
 
 class Replay(Strict):
-    """Steps on what the potential said before, of rattled and strained copies of structures."""
+    """Steps on what the potential said before, of rattled and strained copies of structures.
+
+    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change.
+    """
 
     losses: Losses
     structures: tuple[str, ...] = ()
+    energies_only: tuple[str, ...] = ()
     copies: Count = 4
     rattle: NotNegative = 0.05
     strain: NotNegative = 0.02
     steps: Count = 1
     batch_size: Count = 1
 
-    @field_validator("structures", mode="before")
+    @field_validator("structures", "energies_only", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _labelled(self):
+        if self.energies_only and self.losses.energy is None:
+            raise ValueError("energies_only needs [replay.losses.energy]")
+        return self
 
 
 class Upstream(Strict):

@@ -37,6 +37,7 @@ BASE = {
         ({"data": {}}, "structures, phonons, displaced or a manifest"),
         ({"optimizer": {"rate": -1.0}}, "optimizer.rate"),
         ({"steps": 0}, "steps"),
+        ({"replay": {"energies_only": ["a"], "losses": {"forces": {}}}}, "energies_only needs .replay.losses.energy."),
     ],
 )
 def test_unknown_keys_and_wrong_values(change, message):
@@ -100,6 +101,29 @@ def test_data_of_which_nothing_is_left(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             training.frames_of(checked(BASE | {"data": data | change}, "'file'").data)
+
+
+def test_replay_of_energies_alone(tmp_path):
+    """What is replayed has the labels that its table says: all of them, or energies; without files it is made of the data."""
+    trajectory(tmp_path / "argon.extxyz", 2)
+    trajectory(tmp_path / "other.extxyz", 1)
+    base = load_potential("lj-argon-gk")
+    kept, bare = [str(tmp_path / "argon.extxyz")], [str(tmp_path / "other.extxyz")]
+    data = training.frames_of(checked(BASE | {"data": {"structures": kept}}, "'file'").data)
+    for files, full in (
+        ({}, [True, True]),
+        ({"structures": kept}, [True, True]),
+        ({"structures": kept, "energies_only": bare}, [True, True, False]),
+        ({"energies_only": bare}, [False]),
+    ):
+        settings = checked(BASE | {"replay": files | {"copies": 2, "losses": {"energy": {}}}}, "'file'").replay
+        made, unseen = training.replayed(base, settings, data, 3)
+        labels = [(f.energy is not None, f.forces is not None, f.stress is not None) for f in made]
+        assert labels == [(True, each, each) for each in full for _ in range(2)]
+        assert len(unseen) == len(full) and all(f.energy is None for f in unseen)
+        again = evaluate(base, made[-1].system)["energy"]
+        assert abs(made[-1].energy - again) < 1e-5  # labels are in float32
+        assert not np.allclose(unseen[-1].positions, made[-1].positions, atol=1e-3)
 
 
 @pytest.mark.slow
