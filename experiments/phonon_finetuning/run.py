@@ -33,10 +33,11 @@ VARIANTS = {
     # The supercells themselves instead of the small cells that hold the same wave vectors.
     "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
-    # Forces and stresses of the solids as well: they hold on to the softness that is to be repaired.
+    # Forces and stresses of the solids as well, without invented crystals: they hold on to the softness to be repaired.
     "force-replay": {
         "replay.structures": ("$REPLAY/solid_*.extxyz",),
-        "replay.energies_only": ("$REPLAY/compound_*.extxyz", "$REPLAY/prototype_*.extxyz"),
+        "replay.energies_only": ("$REPLAY/compound_*.extxyz",),
+        "replay.batch_size": 4,
         "replay.losses.forces": {"weight": 20.0, "kind": "norm"},
         "replay.losses.stress": {"weight": 50.0, "kind": "huber"},
     },
@@ -138,7 +139,7 @@ def replayed(data: Path, solids: Path, folder: Path) -> Path:
         write_structure(file, atoms)
     for number, atoms in enumerate(parted(solids, data)[0] if solids.is_file() else []):
         write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
-    if not any(folder.glob("prototype_*.extxyz")):
+    if len([*folder.glob("prototype_*.extxyz")]) < PROTOTYPES:
         excluded = known_compositions(data)
         if solids.is_file():
             excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
