@@ -15,7 +15,7 @@ from jaxmd_thermal.training.optimizers import adamw, rate
 from jaxmd_thermal.training.replay import labelled, rattled
 from jaxmd_thermal.training.statistics import statistics
 
-STEPS = 3000
+STEPS = 8000
 SILICON = bulk("Si", "diamond", a=5.431, cubic=True), 4.5, ((0.02, 0.005), (0.06, 0.01))
 # The cutoff lies behind the second shell, and the switch begins between it and the first.
 ARGON = bulk("Ar", "fcc", a=5.30, cubic=True), 5.8, ((0.04, 0.005), (0.12, 0.01))
