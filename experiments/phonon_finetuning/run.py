@@ -26,6 +26,7 @@ from jaxmd_thermal.cli.training_settings import load_training
 CONFIG = Path(__file__).with_name("config.toml")
 START, PUBLISHED = "nequix-mp-1", "nequix-mp-1-pft"
 SUPERCELLS = {"data.cells": "supercell", "data.max_atoms": 144, "batch_size": 1, "block": 32}
+RATTLED = {"replay.copies": 4, "replay.rattle": 0.05, "replay.strain": 0.02}
 VARIANTS = {
     "full": {},
     # The displaced supercells with their forces, as an ordinary data set; the published result is that it hurts.
@@ -33,8 +34,10 @@ VARIANTS = {
     # The supercells themselves instead of the small cells that hold the same wave vectors.
     "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
+    # Energies of displaced atoms and strained cells: differences of energies hold the curvature, too.
+    "rattled-replay": RATTLED,
     # Forces and stresses of the solids as well, without invented crystals: they hold on to the softness to be repaired.
-    "force-replay": {
+    "force-replay": RATTLED | {
         "replay.structures": ("$REPLAY/solid_*.extxyz",),
         "replay.energies_only": ("$REPLAY/compound_*.extxyz",),
         "replay.batch_size": 4,
