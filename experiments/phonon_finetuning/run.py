@@ -37,7 +37,8 @@ VARIANTS = {
     # Energies of displaced atoms and strained cells: differences of energies hold the curvature, too.
     "rattled-replay": RATTLED,
     # Forces and stresses of the solids as well, without invented crystals: they hold on to the softness to be repaired.
-    "force-replay": RATTLED | {
+    "force-replay": RATTLED
+    | {
         "replay.structures": ("$REPLAY/solid_*.extxyz",),
         "replay.energies_only": ("$REPLAY/compound_*.extxyz",),
         "replay.batch_size": 4,

@@ -121,12 +121,13 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
     bare = _structures(settings.energies_only)
     kept = _structures(settings.structures) if settings.structures or bare else _one_of_each(data)
     sources = [*kept, *bare]
-    how: dict[str, Any] = {"rattle": settings.rattle, "strain": settings.strain}
-    made = replay(base, sources, settings.copies, **how, seed=seed)
+    made = replay(base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed)
     first = settings.copies * len(kept)
     made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
     names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
-    return made, rattled(sources, 1, **how, seed=seed + UNSEEN, names=names)
+    # Where the replay holds the structures at rest, what else is said of them is still to be seen.
+    apart = settings.rattle or Replay.model_fields["rattle"].default
+    return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + UNSEEN, names=names)
 
 
 def _show(p: Any) -> None:

@@ -115,6 +115,7 @@ def test_replay_of_energies_alone(tmp_path):
         ({"structures": kept}, [True, True]),
         ({"structures": kept, "energies_only": bare}, [True, True, False]),
         ({"energies_only": bare}, [False]),
+        ({"energies_only": bare, "rattle": 0.0, "strain": 0.0}, [False]),
     ):
         settings = checked(BASE | {"replay": files | {"copies": 2, "losses": {"energy": {}}}}, "'file'").replay
         made, unseen = training.replayed(base, settings, data, 3)
