@@ -26,7 +26,13 @@ from jaxmd_thermal.cli.training_settings import load_training
 CONFIG = Path(__file__).with_name("config.toml")
 START, PUBLISHED = "nequix-mp-1", "nequix-mp-1-pft"
 SUPERCELLS = {"data.cells": "supercell", "data.max_atoms": 144, "batch_size": 1, "block": 32}
-RATTLED = {"replay.copies": 4, "replay.rattle": 0.05, "replay.strain": 0.02}
+ENERGIES = {
+    "replay.structures": None,
+    "replay.energies_only": ("$REPLAY/*.extxyz",),
+    "replay.batch_size": 8,
+    "replay.losses.forces": None,
+    "replay.losses.stress": None,
+}
 VARIANTS = {
     "full": {},
     # The displaced supercells with their forces, as an ordinary data set; the published result is that it hurts.
@@ -34,17 +40,9 @@ VARIANTS = {
     # The supercells themselves instead of the small cells that hold the same wave vectors.
     "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
-    # Energies of displaced atoms and strained cells: differences of energies hold the curvature, too.
-    "rattled-replay": RATTLED,
-    # Forces and stresses of the solids as well, without invented crystals: they hold on to the softness to be repaired.
-    "force-replay": RATTLED
-    | {
-        "replay.structures": ("$REPLAY/solid_*.extxyz",),
-        "replay.energies_only": ("$REPLAY/compound_*.extxyz",),
-        "replay.batch_size": 4,
-        "replay.losses.forces": {"weight": 20.0, "kind": "norm"},
-        "replay.losses.stress": {"weight": 50.0, "kind": "huber"},
-    },
+    # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
+    "energy-replay": ENERGIES,
+    "energy-at-rest": ENERGIES | {"replay.copies": 1, "replay.rattle": 0.0, "replay.strain": 0.0},
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
@@ -66,6 +64,8 @@ def main(options) -> int:
     os.environ["DFT_PHONONS"] = str(data)
     os.environ["REPLAY"] = str(replayed(data, options.solids, options.out / "replayed"))
     changes: dict[str, Any] = dict(VARIANTS[options.variant])
+    if not options.solids.is_file() and "replay" not in changes:
+        changes["replay.structures"] = None  # the training compounds are left
     if options.steps is not None:
         changes["steps"] = options.steps
     if options.only:
