@@ -46,6 +46,9 @@ VARIANTS = {
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
+INVENTED = ("energy-replay", "energy-at-rest")
+"""Variants that replay invented crystals, too."""
+
 HELD_OUT = 4
 """One in so many compositions of the solids is never replayed: forgetting is measured there."""
 
@@ -62,7 +65,7 @@ ANIONS = "H C N O F P S Cl As Se Br Te I".split()
 def main(options) -> int:
     data, out = options.data, options.out / options.variant
     os.environ["DFT_PHONONS"] = str(data)
-    os.environ["REPLAY"] = str(replayed(data, options.solids, options.out / "replayed"))
+    os.environ["REPLAY"] = str(replayed(data, options.solids, options.out / "replayed", options.variant in INVENTED))
     changes: dict[str, Any] = dict(VARIANTS[options.variant])
     if not options.solids.is_file() and "replay" not in changes:
         changes["replay.structures"] = None  # the training compounds are left
@@ -121,8 +124,8 @@ def parted(solids: Path, data: Path) -> tuple[list, list]:
     return [a for each in kept for a in each], [a for each in unseen for a in each]
 
 
-def replayed(data: Path, solids: Path, folder: Path) -> Path:
-    """Structure files for the replay: unit cells of the training compounds, solids but every fourth composition, prototypes."""
+def replayed(data: Path, solids: Path, folder: Path, invented: bool) -> Path:
+    """Structure files for the replay: training compounds, solids but every fourth composition, prototypes if wanted."""
     from ase.io import read
 
     from jaxmd_thermal import ForceConstants
@@ -143,7 +146,7 @@ def replayed(data: Path, solids: Path, folder: Path) -> Path:
         write_structure(file, atoms)
     for number, atoms in enumerate(parted(solids, data)[0] if solids.is_file() else []):
         write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
-    if len([*folder.glob("prototype_*.extxyz")]) < PROTOTYPES:
+    if invented and len([*folder.glob("prototype_*.extxyz")]) < PROTOTYPES:
         excluded = known_compositions(data)
         if solids.is_file():
             excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
