@@ -51,7 +51,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     from jaxmd_thermal.training.data import split_by_compound
     from jaxmd_thermal.training.fit import fit
     from jaxmd_thermal.training.networks import with_block
-    from jaxmd_thermal.training.optimizers import adamw, rate
+    from jaxmd_thermal.training.optimizers import adamw, chosen, rate
     from jaxmd_thermal.training.records import CoTraining
     from jaxmd_thermal.training.replay import forgetting
 
@@ -98,6 +98,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         co_training=co,
         precision=settings.precision,
         average=settings.average,
+        trained=chosen(base, o.frozen, o.constants),
         seed=settings.seed,
         out=out,
         checkpoint_every=settings.checkpoint_every,

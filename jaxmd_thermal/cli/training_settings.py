@@ -70,7 +70,10 @@ class Data(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW after clipping of the gradient."""
+    """AdamW after clipping of the gradient, of what is not `frozen` (parts of the names of leaves).
+
+    With `constants` the constant energies of the species are trained as well.
+    """
 
     rate: Positive = 1e-4
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -78,6 +81,8 @@ class Optimizer(Strict):
     final_rate: NotNegative = 0.0
     weight_decay: NotNegative = 1e-3
     clip: Positive = 100.0
+    frozen: tuple[str, ...] = ()
+    constants: bool = False
 
 
 class Replay(Strict):

@@ -29,6 +29,9 @@ PER_TRIPLET = 0.06
 TABLE_BYTES = 1 << 30
 """Memory for one table of half transforms; with more points the triplets are worked on in chunks of q''."""
 
+KEPT_BYTES = 1 << 30
+"""Memory for what a gradient keeps of the forward pass; what would need more is computed once more instead."""
+
 
 class Modes(NamedTuple):
     """Phonons of a list of q-points: `qpoints` (n, 3) fractional, `frequencies` (n, bands) THz (negative: imaginary),
@@ -204,10 +207,13 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
 
     firsts = jax.lax.map(lambda p: strength.first_phonon(fc3, phases[p], eigenvectors[p], inverse_root), points)
 
+    kept = strength.kept_bytes(work.weights.size, f.shape[1], waves)
+    policy = jax.checkpoint_policies.save_only_these_names(*(strength.KEPT if kept <= KEPT_BYTES else ()))
+
     def chunk(collisions, args):
         thirds, *rows = args
         transforms = strength.half_transform(fc3, take(phases, thirds))
-        step = jax.checkpoint(partial(group, transforms, firsts, thirds))
+        step = jax.checkpoint(partial(group, transforms, firsts, thirds), policy=policy)
         collisions, (widths, needed) = jax.lax.scan(step, collisions, tuple(rows))
         widths = widths.reshape(-1, *widths.shape[2:])
         flat = jax.ops.segment_sum(widths, rows[0].reshape(-1), num_segments=len(work.points))
@@ -222,7 +228,7 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
     if len(work.thirds) == 1:
         collisions, (gamma, needed) = chunk(collisions, tuple(p[0] for p in parts))
     else:
-        collisions, (gamma, needed) = jax.lax.scan(jax.checkpoint(chunk), collisions, parts)
+        collisions, (gamma, needed) = jax.lax.scan(jax.checkpoint(chunk, policy=policy), collisions, parts)
         gamma, needed = jnp.sum(gamma, 0), jnp.max(needed)
     unit = LINEWIDTH_UNIT / work.grid_points
     gamma = jnp.einsum("kwTa,kab->wTkb", gamma, means[points])

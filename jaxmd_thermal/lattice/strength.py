@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmd_thermal import units
 from jaxmd_thermal.errors import InputError
@@ -15,6 +16,9 @@ from jaxmd_thermal.lattice.crystal import Crystal, Images
 
 CUTOFF = 1e-4
 """THz. Modes below it take part in nothing; modes closer than it count as degenerate."""
+
+KEPT = ("half transform at its triplet", "amplitude before its last two eigenvectors")
+"""Names of what a gradient had better keep of `amplitudes`: all other steps are cheap to repeat."""
 
 LINEWIDTH_UNIT = math.pi / 16 * units.PLANCK_REDUCED / (2 * math.pi) ** 5 / units.AMU_A2_FS2**3 * 1e15
 """THz per (eV/Å^3)^2/(amu^3 THz^4): 18 pi/hbar^2 (hbar/2)^3/36 in the units of fc3, masses and ordinary frequencies."""
@@ -107,13 +111,14 @@ def amplitudes(first: First, transform, phases1, phases2, e1, e2, shift):
     t, n = len(transform), e1.shape[1] // 3
     # Written as a product and a sum so that the compiler fuses the gather of `transform`: twice as fast as a dot here.
     one = jnp.sum(transform * (phases1 * shift[:, :, None, None])[:, :, :, None, :, None], 4)
+    one = checkpoint_name(one, KEPT[0])
     one = jnp.einsum("tijklw,ila->tajkw", one.reshape(t, n, n, n, 3, 9), first.eigenvectors)
     at_second = phases2 * shift[:, :, None, None]
     at_third = jnp.swapaxes(phases1 * shift[:, :, None, None], 1, 2)
     both = jnp.concatenate([at_second, at_third], axis=3)
     two = jnp.einsum("jksamn,tjks->jktamn", first.others, both)
     total = one.reshape(t, -1, n, n, 3, 3) + jnp.einsum("jktamn->tajkmn", two)
-    total = jnp.swapaxes(total, 3, 4).reshape(t, -1, 3 * n, 3 * n)
+    total = checkpoint_name(jnp.swapaxes(total, 3, 4).reshape(t, -1, 3 * n, 3 * n), KEPT[1])
     half = jnp.einsum("tapr,tpb->tabr", total, e1)
     return jnp.einsum("tabr,trc->tabc", half, e2) / 3
 
@@ -147,6 +152,11 @@ def degenerate_mean(frequencies):
     f = jax.lax.stop_gradient(frequencies)
     same = (jnp.abs(f[..., :, None] - f[..., None, :]) < CUTOFF).astype(f.dtype)
     return same / jnp.sum(same, -1, keepdims=True)
+
+
+def kept_bytes(triplets: int, bands: int, dtype) -> int:
+    """Memory of the intermediate results called `KEPT` for so many triplets."""
+    return 2 * triplets * bands**3 * jnp.dtype(dtype).itemsize
 
 
 def transform_bytes(crystal: Crystal, images: Images) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.errors import InputError, nearest
 
 FROZEN_FIELDS = ("scale", "references")
 """Fields of networks that are statistics of the data, not weights."""
+CONSTANTS = ".references"
+"""How the names of constant energies end."""
 
 KINDS = ("constant", "cosine", "linear")
 
@@ -22,6 +24,35 @@ def is_weight(path: Any, leaf: Any) -> bool:
     """Whether a leaf is trained: every floating number but the scale and the constant energies of networks."""
     names = [getattr(key, "name", None) for key in path]
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not set(names) & set(FROZEN_FIELDS)
+
+
+def chosen(potential: Any, frozen: Sequence[str] = (), constants: bool = False) -> Callable[[Any, Any], bool]:
+    """A rule for `Partition.of`.
+
+    Args:
+      frozen: leaves whose name (`jax.tree_util.keystr`) holds one of these are left as they are.
+      constants: train the constant energies of the species as well; no force depends on them, so they can take up what
+        second derivatives alone would do to energies.
+
+    Raises:
+      InputError: one of `frozen` is in no name, or there are no constant energies.
+    """
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(potential)]
+    for part in frozen:
+        if not any(part in name for name in names):
+            raise InputError(
+                f"'{part}' is to be frozen, but no leaf is called so{nearest(part, names)}: {', '.join(names)}"
+            )
+    if constants and not any(CONSTANTS in name for name in names):
+        raise InputError(f"{type(potential).__name__} has no constant energies that could be trained")
+
+    def rule(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if any(part in name for part in frozen):
+            return False
+        return is_weight(path, leaf) or (constants and name.endswith(CONSTANTS))
+
+    return rule
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,37 @@ def test_chunks_and_normal_processes_change_nothing(tetra):
     assert np.all(np.asarray(many) >= 0) and float(many[1].sum()) > 0.1 * float(one.sum())
 
 
+@pytest.mark.parametrize("sigma", [0.3, None])
+def test_gradient_of_widths_is_that_of_the_forward_pass_kept_or_repeated(shared, monkeypatch, sigma):
+    """What is kept for the reverse pass, and chunks, change no gradient; which is that of a central difference."""
+    z = load(shared, "nacl_mesh5_gauss0p3")
+    modes = solve(z.fc2, jnp.asarray(z.qbz), z)
+    triplets = Triplets(z.gps, z.off, z.tri, z.wts, np.ones(len(z.wts), bool))
+    chunks = scattering.arrange(triplets, z.work.plus, z.work.minus, z.work.corners, 50)
+    assert len(chunks.thirds) > 1
+    rng = np.random.default_rng(3)
+    weights = jnp.asarray(rng.normal(size=(len(z.gps), modes.frequencies.shape[1])))
+    fc3 = jnp.asarray(z.fc3)
+
+    def total(x, work):
+        out = scattering.linewidths.__wrapped__(
+            x, modes, z.paths, jnp.asarray(z.masses), jnp.asarray(z.pos), work, jnp.asarray(ROOM), sigma=sigma,
+            blocks=True, capacity=1 << 17,
+        )  # fmt: skip
+        return jnp.sum(jnp.sum(out.gamma, 0)[0] * weights) + jnp.where(out.needed <= 1 << 17, 0.0, jnp.nan)
+
+    kept = jax.jit(jax.grad(total))(fc3, z.work)
+    tolerance = 1e-10 * float(jnp.max(jnp.abs(kept)))
+    assert np.allclose(jax.jit(jax.grad(total))(fc3, chunks), kept, rtol=0, atol=tolerance)
+    monkeypatch.setattr(scattering, "KEPT_BYTES", 0)
+    assert np.allclose(jax.jit(jax.grad(lambda x: total(x, z.work)))(fc3), kept, rtol=0, atol=tolerance)
+    direction, step = jnp.asarray(rng.normal(size=fc3.shape)), 1e-5
+    value = jax.jit(total)
+    # |V|^2 is quadratic in fc3: the central difference is exact but for rounding.
+    slope = (value(fc3 + step * direction, z.work) - value(fc3 - step * direction, z.work)) / (2 * step)
+    assert float(jnp.vdot(kept, direction)) == pytest.approx(float(slope), rel=1e-7)
+
+
 def test_mesh19_with_supplied_widths(shared, tetra):
     z = tetra
     given = np.load(shared / "data/phonondb103/fixtures/nacl_mesh19_gamma.npz")

@@ -22,7 +22,7 @@ from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones
 from jaxmd_thermal.training.batches import Batches
 from jaxmd_thermal.training.data import Frame
 from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, factors_of
-from jaxmd_thermal.training.optimizers import Partition, adamw, averaged, rate
+from jaxmd_thermal.training.optimizers import Partition, adamw, averaged, chosen, rate
 from jaxmd_thermal.training.records import CoTraining
 from jaxmd_thermal.training.steps import Program, added
 
@@ -218,6 +218,20 @@ def test_batches_shared_out_over_devices_are_one_large_batch():
     program = SHARED_OUT.format(tests=os.path.dirname(__file__))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_trained_can_be_chosen():
+    network = EquivariantNetwork.create(0, ["Si"], 4.0, 2, channels=2, lmax=1, radial=2, hidden=2)
+    usual = Partition.of(network)
+    trained = {n for n, t in zip(usual.names, usual.trained, strict=True) if t}
+    part = next(n for n in sorted(trained) if "_1'" in n).split("'")[1]  # a layer
+    some = Partition.of(network, chosen(network, (part,), constants=True))
+    left = {n for n, t in zip(some.names, some.trained, strict=True) if t}
+    assert left == {n for n in trained if part not in n} | {".references"} and left - {".references"} < trained
+    with pytest.raises(InputError, match="'step_77' is to be frozen, but no leaf is called so"):
+        chosen(network, ("step_77",))
+    with pytest.raises(InputError, match="LennardJones has no constant energies"):
+        chosen(load_potential("lj-argon-gk"), constants=True)
 
 
 def test_only_weights_of_networks_are_trained_and_only_matrices_decay():
