@@ -79,7 +79,7 @@ class Partition:
         leaves, structure = jax.tree_util.tree_flatten_with_path(potential)
         trained = tuple(bool(choose(path, leaf)) for path, leaf in leaves)
         if not any(trained):
-            raise InputError(f"nothing of {type(potential).__name__} would be trained: choose other leaves (trainable)")
+            raise InputError(f"nothing of {type(potential).__name__} would be trained: choose other leaves (trained)")
         return cls(structure, tuple(jax.tree_util.keystr(path) for path, _ in leaves), trained)
 
     def split(self, potential: Any, dtype: Any) -> tuple[dict[str, Any], list[Any]]:
