@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,9 @@ def chosen(potential: Any, frozen: Sequence[str] = (), constants: bool = False) 
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(potential)]
     for part in frozen:
         if not any(part in name for name in names):
+            words = sorted({word for name in names for word in re.findall(r"\w+", name)})
             raise InputError(
-                f"'{part}' is to be frozen, but no leaf is called so{nearest(part, names)}: {', '.join(names)}"
+                f"'{part}' is to be frozen, but is in no name of a leaf{nearest(part, words)}; their parts are {', '.join(words)}"
             )
     if constants and not any(CONSTANTS in name for name in names):
         raise InputError(f"{type(potential).__name__} has no constant energies that could be trained")

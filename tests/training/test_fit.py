@@ -228,7 +228,7 @@ def test_what_is_trained_can_be_chosen():
     some = Partition.of(network, chosen(network, (part,), constants=True))
     left = {n for n, t in zip(some.names, some.trained, strict=True) if t}
     assert left == {n for n in trained if part not in n} | {".references"} and left - {".references"} < trained
-    with pytest.raises(InputError, match="'step_77' is to be frozen, but no leaf is called so"):
+    with pytest.raises(InputError, match="'step_77' is to be frozen, but is in no name of a leaf, did you mean"):
         chosen(network, ("step_77",))
     with pytest.raises(InputError, match="LennardJones has no constant energies"):
         chosen(load_potential("lj-argon-gk"), constants=True)
