@@ -156,12 +156,13 @@ class _Loop:
         self.parts = program.mesh.size
         self.history: list[dict[str, Any]] = []
         self.good: Any = None
+        self.start: State
 
     def run(
         self, weights, steps, epochs, validate_every, patience, checkpoint_every, max_seconds, progress
     ) -> FitResult:
         memory = Memory()
-        state = self.program.start(weights)
+        self.start = state = self.program.start(weights)
         best = weights
         if self.folder is not None and (saved := self.folder.restore((state, best))) is not None:
             (state, best), meta = saved
@@ -249,8 +250,12 @@ class _Loop:
         found: Gradients | None = None
         for group, parts in zip(groups, batches, strict=True):
             part = self.program.gradients(state, parts, losses, factors)
-            if self.check_units and main:
-                self._check_units(part, group, source)
+            if self.check_units and main and self._other_units(part, group, source):
+                # What has been trained may be off itself; only the potential that training began with is a witness.
+                known = self.program.gradients(self.start, parts, losses, factors)
+                if messages := self._other_units(known, group, source):
+                    self._save(*self.good)
+                    raise InputError(messages[0])
             found = added(found, part)
         assert found is not None
         new, fine = self.program.update(state, found, main)
@@ -270,8 +275,9 @@ class _Loop:
             path,
         )
 
-    def _check_units(self, found: Gradients, group: tuple[Pack, ...], source: Batches) -> None:
-        """Labels that agree with the potential but for a factor are in other units."""
+    def _other_units(self, found: Gradients, group: tuple[Pack, ...], source: Batches) -> list[str]:
+        """Labels that agree with the potential but for a factor are in other units; a sentence for each."""
+        out = []
         for label, products in jax.device_get(found.products).items():
             for part, pack in enumerate(group):
                 for g, name in enumerate(source.sources(pack)):
@@ -279,11 +285,12 @@ class _Loop:
                     factor = factor_of(known_said, said, known)
                     if factor is not None and not 1 / OFF < factor < OFF:
                         unit = "eV/Å" if label == "forces" else "eV/Å²"
-                        raise InputError(
+                        out.append(
                             f"{name}: its {label} ({unit}) are {factor:.3g} times those of the potential, which agrees with them "
                             "in everything else: are forces, displacements or lengths in other units? If they are right, "
                             "switch the check off (check_units=False)"
                         )
+        return out
 
     # -- between steps -----------------------------------------------------------------------------------------
 

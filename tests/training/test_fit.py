@@ -157,6 +157,19 @@ def test_labels_in_other_units_are_found(argon):
     assert trained(argon, epochs=1, check_units=True).stopped == "finished"
 
 
+def test_a_potential_that_training_has_spoilt_is_no_witness_of_units(argon):
+    """Forces ten times those of the labels, after the first step: the potential it began with says that the labels are right."""
+
+    def tenfold(updates, state, weights):
+        return jax.tree.map(lambda w: 9.0 * w, weights), state
+
+    spoilt = optax.GradientTransformation(lambda weights: (), tenfold)
+    result = trained(
+        argon, steps=2, optimizer=spoilt, check_units=True, trained=lambda path, leaf: path[-1].name == "epsilon"
+    )
+    assert result.steps == 2 and float(result.last.epsilon) == pytest.approx(100 * float(START.epsilon))
+
+
 def test_numbers_that_make_no_sense(argon):
     for options, word in (
         ({}, "steps"), ({"steps": 1, "epochs": 1}, "epochs"), ({"steps": 1, "precision": "float16"}, "float16"),
