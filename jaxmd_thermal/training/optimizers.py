@@ -45,7 +45,7 @@ def chosen(potential: Any, frozen: Sequence[str] = (), constants: bool = False) 
             raise InputError(
                 f"'{part}' is to be frozen, but is in no name of a leaf{nearest(part, words)}; their parts are {', '.join(words)}"
             )
-    if constants and not any(CONSTANTS in name for name in names):
+    if constants and not any(name.endswith(CONSTANTS) for name in names):
         raise InputError(f"{type(potential).__name__} has no constant energies that could be trained")
 
     def rule(path, leaf):
