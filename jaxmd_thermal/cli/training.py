@@ -66,6 +66,8 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     announce(
         f"{len(data)} structures of {len({f.compound for f in data})} compounds, {len(validation)} for validation -> {out}"
     )
+    o = settings.optimizer
+    choose = chosen(base, o.frozen, o.constants)  # refuses wrong names before anything is computed
     if dry_run:
         _describe(settings, data, base)
         return None, None
@@ -77,7 +79,6 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     elif settings.upstream is not None:
         u = settings.upstream
         co = CoTraining(frames_of(u.data), terms(u.losses), u.steps, u.batch_size, settings.buckets)
-    o = settings.optimizer
     per_step = 1 + (co.steps if co else 0)
     total = settings.steps or (settings.epochs or 1) * len(data) // (settings.batch_size * settings.accumulate)
     schedule = rate(o.rate, o.schedule, per_step * total, per_step * o.warmup, o.final_rate)
@@ -98,7 +99,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         co_training=co,
         precision=settings.precision,
         average=settings.average,
-        trained=chosen(base, o.frozen, o.constants),
+        trained=choose,
         seed=settings.seed,
         out=out,
         checkpoint_every=settings.checkpoint_every,
