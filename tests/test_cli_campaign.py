@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
 import shutil
 from contextlib import contextmanager
@@ -299,11 +300,30 @@ def test_the_103_solids(shared, root):
     assert each["mp-22862"]["kappa"] == 6.9048 and each["mp-22862"]["models"] == 40 and means["srme"] == 0.4461
 
 
+def test_cores_are_shared_out():
+    assert [campaign.share_of([0, 1, 2, 3, 6], worker, 2) for worker in (0, 1)] == [[0, 2, 6], [1, 3]]
+    assert [campaign.share_of([4, 5], worker, 3) for worker in (0, 1, 2)] == [[4], [5], [4]]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind processes to cores")
+def test_jobs_run_on_the_cores_of_their_worker():
+    distributed = pytest.importorskip("distributed")
+    mine = sorted(os.sched_getaffinity(0))
+
+    def cores(_):
+        return sorted(os.sched_getaffinity(0))
+
+    with campaign._client(distributed, SimpleNamespace(scheduler="local", workers=2)) as client:
+        addresses = list(client.scheduler_info()["workers"])
+        found = [client.submit(cores, a, workers=[a]).result() for a in addresses]
+    expected = [campaign.share_of(mine, worker, 2) for worker in (0, 1)]
+    assert sorted(found) == sorted(expected)
+
+
 @pytest.mark.slow
 def test_real_jobs_over_dask(data, monkeypatch):
     """Both compounds by real workers; a worker is killed in the midst of the first, which is finished all the same."""
     pytest.importorskip("distributed")
-    import os
     import signal
     import threading
     import time

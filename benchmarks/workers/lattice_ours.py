@@ -27,7 +27,8 @@ from jaxmd_thermal.lattice.sensitivity import differentiable_force_constants  # 
 run: dict = {"parts": {}}
 
 
-def setup(state: str, task: str, mesh: int = 0, weights: str = "", crystal: dict | None = None, **_) -> dict:
+def setup(state: str, task: str, mesh: int = 0, sigma: float | None = None, weights: str = "",
+          crystal: dict | None = None, **_) -> dict:  # fmt: skip
     """`task` is "conductivity" (of the force constants in the folder `state`), "value", "gradient" or "compound"."""
     if task == "conductivity":
         fc = ForceConstants.from_phono3py(state)
@@ -36,16 +37,16 @@ def setup(state: str, task: str, mesh: int = 0, weights: str = "", crystal: dict
         assert crystal is not None
         run["work"] = lambda: _compound(weights, crystal)
     else:
-        run["work"] = _gradient(task == "gradient", mesh)
+        run["work"] = _gradient(task == "gradient", mesh, sigma)
     return {}
 
 
-def _gradient(slope: bool, mesh: int):
+def _gradient(slope: bool, mesh: int, sigma: float | None):
     potential = load_potential("sw-silicon")
     atoms = relax(potential, "silicon", "converged")
     fc = force_constants(potential, atoms, (2, 2, 2), (2, 2, 2))
     constants = differentiable_force_constants(potential, atoms, (2, 2, 2), (2, 2, 2))
-    kappa = kappa_function(fc, (mesh,) * 3, sigma=0.3)
+    kappa = kappa_function(fc, (mesh,) * 3, sigma=sigma)
 
     def mean(p):
         return jnp.trace(kappa(*constants(p))[0]) / 3

@@ -110,14 +110,29 @@ def _client(distributed: Any, settings: Any) -> Iterator[Any]:
         with client:
             yield client
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // settings.workers))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    threads = str(max(1, len(cores) // settings.workers))
+
+    class OwnCores(distributed.WorkerPlugin):
+        """Every worker its own cores: XLA starts a thread on each core it may use, and those of all workers on all cores
+        cost up to twice the CPU time. A worker that is started anew gets them again."""
+
+        def setup(self, worker: Any) -> None:
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, share_of(cores, int(worker.name), settings.workers))
+
     # A worker is a process of its own; the limit of memory is the machine's, the estimate before each job guards it.
     with distributed.LocalCluster(
         n_workers=settings.workers, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=":0",
         silence_logs="ERROR", env={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
     ) as cluster, distributed.Client(cluster) as client:  # fmt: skip
+        client.register_plugin(OwnCores())
         yield client
+
+
+def share_of(cores: list[int], worker: int, workers: int) -> list[int]:
+    """Cores of one of several workers; with more workers than cores, some share one."""
+    return cores[worker % workers :: workers] or [cores[worker % len(cores)]]
 
 
 def _work(distributed: Any, client: Any, todo: list, settings: Any, out: Path, everything: list) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmd_thermal._arrays import take
 from jaxmd_thermal.errors import CapacityError
@@ -28,6 +29,9 @@ PER_TRIPLET = 0.06
 
 TABLE_BYTES = 1 << 30
 """Memory for one table of half transforms; with more points the triplets are worked on in chunks of q''."""
+
+ACTIVE = "active band triples and their weights"
+"""Name of what a gradient had better keep of the tetrahedra."""
 
 KEPT_BYTES = 1 << 30
 """Memory for what a gradient keeps of the forward pass; what would need more is computed once more instead."""
@@ -207,8 +211,9 @@ def linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperat
 
     firsts = jax.lax.map(lambda p: strength.first_phonon(fc3, phases[p], eigenvectors[p], inverse_root), points)
 
-    kept = strength.kept_bytes(work.weights.size, f.shape[1], waves)
-    policy = jax.checkpoint_policies.save_only_these_names(*(strength.KEPT if kept <= KEPT_BYTES else ()))
+    kept = strength.kept_bytes(work.weights.size, f.shape[1], waves) + 12 * capacity * work.first[..., 0].size
+    names = (*strength.KEPT, ACTIVE) if kept <= KEPT_BYTES else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
 
     def chunk(collisions, args):
         thirds, *rows = args
@@ -268,8 +273,8 @@ def _active_sum(f, n, points, work: Work, capacity, constant, hyperbolic, values
     active = jnp.stack([(low < at) & (at < high), (lower < at) & (at < upper), (lower < -at) & (-at < upper)], -1)
     seen = jnp.cumsum((active & fine[..., None]).reshape(-1), dtype=jnp.int32)
     slot = jnp.searchsorted(seen, jnp.arange(1, capacity + 1, dtype=jnp.int32))
-    there = jnp.arange(capacity) < seen[-1]
-    slot = jnp.minimum(slot, len(seen) - 1)
+    there = jnp.arange(capacity) < checkpoint_name(seen[-1], ACTIVE)
+    slot = checkpoint_name(jnp.minimum(slot, len(seen) - 1), ACTIVE)
     rest, kind = slot // 3, slot % 3
     rest, c = rest // bands, rest % bands
     rest, b = rest // bands, rest % bands
@@ -278,7 +283,7 @@ def _active_sum(f, n, points, work: Work, capacity, constant, hyperbolic, values
     v1 = around1.at[t, :, b].get(mode="promise_in_bounds")
     v2 = around2.at[t, :, c].get(mode="promise_in_bounds")
     frequency = f0.at[t, a].get(mode="promise_in_bounds") * jnp.where(kind == 2, -1.0, 1.0)
-    weight = point_weight(frequency, (v2 + sign[:, None] * v1).T, work.corners)
+    weight = checkpoint_name(point_weight(frequency, (v2 + sign[:, None] * v1).T, work.corners), ACTIVE)
     amount = weight * values.at[t, a, b, c].get(mode="promise_in_bounds") * take(weights, t) * there
     n1 = n.at[take(q1, t), :, b].get(mode="promise_in_bounds")  # (capacity, temperatures)
     n2 = n.at[take(q2, t), :, c].get(mode="promise_in_bounds")

@@ -87,6 +87,40 @@ def test_derivative_is_that_of_the_values():
         assert np.allclose(gradient, numeric, rtol=2e-4, atol=1e-3 * np.abs(numeric).max() + 1e-6)
 
 
+def test_derivative_of_a_point_is_that_of_the_recursion():
+    """The closed form against automatic differentiation of the sum it stands for, at ties as well."""
+    rng = np.random.default_rng(5)
+    _, corners = vertex_table(make_grid(FCC, (3, 3, 3)).tetrahedra)
+    values = jnp.asarray(rng.uniform(size=(15, 400)))
+    w = jnp.asarray(rng.uniform(0.2, 0.8, 400))
+
+    def plain(w, values):
+        return sum(tetrahedron_weight(w, values[0], tuple(values[i] for i in corner)) for corner in corners)
+
+    def summed(function, seed):
+        cotangent = jnp.asarray(np.random.default_rng(seed).normal(size=400))
+        return lambda *x: jnp.vdot(cotangent, function(*x))
+
+    def own(w, values):
+        return point_weight(w, values, corners)
+
+    for got, expected in zip(jax.grad(summed(own, 1), (0, 1))(w, values), jax.grad(summed(plain, 1), (0, 1))(w, values),
+                             strict=True):  # fmt: skip
+        assert np.abs(got - expected).max() < 1e-11 * np.abs(expected).max() and np.abs(expected).max() > 1
+    way = (jnp.asarray(rng.normal(size=400)), jnp.asarray(rng.normal(size=values.shape)))
+    got, expected = (jax.jvp(function, (w, values), way)[1] for function in (own, plain))
+    assert np.abs(got - expected).max() < 1e-11 * np.abs(expected).max()
+    # Vertices that coincide exactly, by symmetry, or up to rounding. With all of them equal the delta function has no slope.
+    for steps in (1, 2, 4):
+        tied = jnp.round(values * steps) / steps
+        for close in (tied, tied + 1e-15 * values):
+            slopes = jax.grad(summed(own, 2), (0, 1))(w, close)
+            assert all(np.all(np.isfinite(x)) for x in slopes)
+            ahead, behind = (own(w + h, close) for h in (1e-6, -1e-6))
+            numeric = jnp.asarray(np.random.default_rng(2).normal(size=400)) * (ahead - behind) / 2e-6
+            assert np.allclose(slopes[0], numeric, rtol=1e-3, atol=1e-5 * np.abs(numeric).max())
+
+
 def test_density_of_states_of_a_band_is_normalised():
     grid = make_grid(FCC, (8, 8, 8))
     vertices, corners = vertex_table(grid.tetrahedra)
