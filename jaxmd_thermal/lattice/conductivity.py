@@ -147,7 +147,13 @@ def thermal_conductivity(
         isotope = None
         if p.variances is not None:
             isotope = isotope_scattering.solved_isotope_linewidths(
-                modes, jnp.asarray(p.variances), jnp.asarray(ir), jnp.asarray(p.work.plus), p.work.corners, sigma
+                modes,
+                jnp.asarray(p.variances),
+                jnp.asarray(ir),
+                jnp.asarray(p.work.plus),
+                p.work.corners,
+                sigma,
+                o["blocks"],
             )
         f, velocity = jnp.asarray(at_ir.frequencies), jnp.asarray(at_ir.velocity_operator)
         speed = wigner.speeds(velocity, f)
@@ -297,7 +303,7 @@ def _transport(p: Problem, fc2, fc3, lattice=None, positions=None, *, capacity, 
     if p.variances is not None:
         isotope, _ = isotope_scattering.isotope_linewidths(
             modes, jnp.asarray(p.variances), ir, jnp.asarray(p.work.plus), p.work.corners, sigma=p.options["sigma"],
-            capacity=iso_capacity,
+            blocks=p.options["blocks"], capacity=iso_capacity,
         )  # fmt: skip
         gamma = gamma + isotope
     if p.options["boundary"] is not None:

@@ -37,6 +37,10 @@ et al., Pure Appl. Chem. 75, 683 (2003)). Elements without a natural composition
 ACTIVE = 0.1
 """First guess of the share of (q', b, b') whose tetrahedra contain the frequency."""
 
+EITHER_SIDE = 1e-6
+"""THz. Weights are means of those so much above and below the frequency of q. It is that of all points of its star, so vertices
+of tetrahedra have it, where the weight is not defined, and whole faces, where it jumps: rounding would decide."""
+
 
 def mass_variances(numbers) -> np.ndarray:
     """(atoms,) relative mass variances of the natural elements.
@@ -50,8 +54,8 @@ def mass_variances(numbers) -> np.ndarray:
     return np.array([MASS_VARIANCE[int(z)] for z in numbers])
 
 
-@partial(jax.jit, static_argnames=("sigma", "capacity"))
-def isotope_linewidths(modes, variances, points, plus, corners, *, sigma=None, capacity=0):
+@partial(jax.jit, static_argnames=("sigma", "blocks", "capacity"))
+def isotope_linewidths(modes, variances, points, plus, corners, *, sigma=None, blocks=False, capacity=0):
     """Half widths of elastic scattering by mass disorder, and how many places the buffer needs.
 
     gamma = pi/4 f^2/N sum_q's' sum_k g_k |e_k*(q, s).e_k(q', s')|^2 delta(f - f'), Tamura, Phys. Rev. B 27, 858 (1983).
@@ -60,12 +64,14 @@ def isotope_linewidths(modes, variances, points, plus, corners, *, sigma=None, c
       modes: phonons of all points of the grid. variances: (P,) `mass_variances`.
       points: (k,) grid indices of q. plus: (n, v) points of the tetrahedra round each point. corners: (24, 3).
       sigma: THz, Gaussian; None: tetrahedra. capacity: buffer of active pairs (tetrahedra).
+      blocks: average |e.e'|^2 over degenerate modes, so that tetrahedra give the same for any choice of eigenvectors.
 
     Returns: (k, bands) THz, averaged over degenerate modes; needed places.
     """
     f, bands = modes.frequencies, modes.frequencies.shape[1]
     n = len(f)
     split = modes.eigenvectors.reshape(n, -1, 3, bands)
+    means = degenerate_mean(f)
     around = take(jnp.maximum(f, 0.0), plus)  # (n, v, bands)
     low, high = (jax.lax.stop_gradient(g(around, 1))[:, None] for g in (jnp.min, jnp.max))
 
@@ -74,25 +80,29 @@ def isotope_linewidths(modes, variances, points, plus, corners, *, sigma=None, c
         overlap = jnp.einsum("kca,nkcb->nkab", e0.conj(), split)
         amount = jnp.einsum("nkab,k->nab", overlap.real**2 + overlap.imag**2, variances)
         amount = jnp.where((f > CUTOFF)[:, None], amount, 0.0)
+        if blocks:
+            amount = jnp.einsum("ax,nxb,nby->nay", means[point], amount, means)
         if sigma is not None:
             return jnp.sum(amount * gaussian(f0[:, None] - f[:, None], sigma), (0, 2)), jnp.zeros((), jnp.int32)
         at = jax.lax.stop_gradient(f0)[:, None]
-        seen = jnp.cumsum(((low < at) & (at < high)).reshape(-1), dtype=jnp.int32)
+        active = (low < at + EITHER_SIDE) & (at - EITHER_SIDE < high)
+        seen = jnp.cumsum(active.reshape(-1), dtype=jnp.int32)
         slot = jnp.minimum(jnp.searchsorted(seen, jnp.arange(1, capacity + 1, dtype=jnp.int32)), len(seen) - 1)
         there = jnp.arange(capacity) < seen[-1]
         rest, b = slot // bands, slot % bands
         t, a = rest // bands, rest % bands
         values = around.at[t, :, b].get(mode="promise_in_bounds").T
-        weight = point_weight(f0[a], values, corners) * amount.at[t, a, b].get(mode="promise_in_bounds") * there
+        sides = (point_weight(f0[a] + x, values, corners) for x in (EITHER_SIDE, -EITHER_SIDE))
+        weight = 0.5 * sum(sides) * amount.at[t, a, b].get(mode="promise_in_bounds") * there
         return jax.ops.segment_sum(weight, a, num_segments=bands), seen[-1]
 
     total, needed = jax.lax.map(jax.checkpoint(one), points)
     f0 = f[points]
     gamma = 0.25 * math.pi / n * jnp.where(f0 > CUTOFF, f0, 0.0) ** 2 * total
-    return jnp.einsum("kab,kb->ka", degenerate_mean(f0), gamma), jnp.max(needed)
+    return jnp.einsum("kab,kb->ka", means[points], gamma), jnp.max(needed)
 
 
-def solved_isotope_linewidths(modes, variances, points, plus, corners, sigma=None):
+def solved_isotope_linewidths(modes, variances, points, plus, corners, sigma=None, blocks=False):
     """`isotope_linewidths`, with the buffer grown until it holds what is active; (k, bands) THz.
 
     Raises:
@@ -101,7 +111,9 @@ def solved_isotope_linewidths(modes, variances, points, plus, corners, sigma=Non
     n, bands = modes.frequencies.shape
     capacity = 0 if sigma is not None else int(ACTIVE * n * bands**2) + 64
     for _ in range(4):
-        gamma, needed = isotope_linewidths(modes, variances, points, plus, corners, sigma=sigma, capacity=capacity)
+        gamma, needed = isotope_linewidths(
+            modes, variances, points, plus, corners, sigma=sigma, blocks=blocks, capacity=capacity
+        )
         needed = int(needed)
         if needed <= capacity:
             return gamma

@@ -25,7 +25,8 @@ def tetrahedron_weight(frequency, centre, others):
       centre: (...,) THz, value at the vertex.
       others: three arrays (...,) THz, values at the other vertices.
 
-    Returns: (...,) 1/THz, zero where no point of the tetrahedron has the frequency.
+    Returns: (...,) 1/THz, zero where no point of the tetrahedron has the frequency, and at a frequency that is exactly a
+      vertex's (as in phono3py 3): where that matters, ask on either side.
     """
     return _cubic_splines(frequency, _knots(centre, others))[0] / 24
 

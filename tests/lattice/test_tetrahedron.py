@@ -121,6 +121,43 @@ def test_derivative_of_a_point_is_that_of_the_recursion():
             assert np.allclose(slopes[0], numeric, rtol=1e-3, atol=1e-5 * np.abs(numeric).max())
 
 
+def test_isotopes_on_symmetric_bands():
+    """Against loops over modes and tetrahedra. Bands have the symmetry of the grid, so stars of points share one frequency:
+    frequencies are vertices of tetrahedra, and whole faces of them. Weights jump there; their mean is meant."""
+    from jaxmd_thermal.lattice.isotopes import EITHER_SIDE, isotope_linewidths
+    from jaxmd_thermal.lattice.scattering import Modes
+
+    rng = np.random.default_rng(7)
+    grid = make_grid(FCC, (4, 4, 4))
+    vertices, corners = vertex_table(grid.tetrahedra)
+    plus = grid.index(grid.addresses[:, None] + vertices)
+    away = np.abs(np.mod(grid.addresses + 2, 4) - 2)
+    f = 3 + np.stack([away.max(-1), 0.4 * away.sum(-1), 0.9 - 0.3 * away.max(-1)], -1)
+    vectors = np.linalg.qr(rng.normal(size=(len(f), 3, 3)) + 1j * rng.normal(size=(len(f), 3, 3)))[0]
+    modes, points = Modes(jnp.asarray(grid.qpoints), jnp.asarray(f), jnp.asarray(vectors)), np.array([1, 2, 6])
+    got, needed = isotope_linewidths(modes, jnp.array([1e-3]), jnp.asarray(points), jnp.asarray(plus), corners,
+                                     capacity=3000)  # fmt: skip
+    assert needed <= 3000
+    expected = np.zeros((len(points), 3))
+    jumps = 0
+    for row, q in enumerate(points):
+        for a in range(3):
+            for other in range(len(f)):
+                for b in range(3):
+                    sides = [
+                        sum(textbook(f[q, a] + x, f[plus[other, [0, *corner]], b])[0] for corner in corners)
+                        for x in (EITHER_SIDE, -EITHER_SIDE)
+                    ]
+                    jumps += abs(sides[0] - sides[1]) > 1e-3
+                    overlap = abs(np.vdot(vectors[q][:, a], vectors[other][:, b])) ** 2
+                    expected[row, a] += np.pi / 4 * f[q, a] ** 2 / len(f) * 1e-3 * overlap * np.mean(sides)
+    assert jumps > 10
+    for row, q in enumerate(points):  # modes of one frequency share their mean
+        same = np.abs(f[q][:, None] - f[q]) < 1e-4
+        expected[row] = same @ expected[row] / same.sum(1)
+    assert np.allclose(got, expected, rtol=1e-6, atol=1e-9 * expected.max())
+
+
 def test_density_of_states_of_a_band_is_normalised():
     grid = make_grid(FCC, (8, 8, 8))
     vertices, corners = vertex_table(grid.tetrahedra)

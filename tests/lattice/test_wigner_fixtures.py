@@ -12,6 +12,7 @@ from jaxmd_thermal import units
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.lattice import scattering, strength, wigner
 from jaxmd_thermal.lattice.grid import Triplets
+from jaxmd_thermal.lattice.isotopes import solved_isotope_linewidths
 from jaxmd_thermal.lattice.scattering import Modes
 
 ROOM = np.array([300.0])
@@ -101,8 +102,11 @@ def test_gauge_is_free_with_gaussians_and_with_block_averages(shared, sigma, blo
     totals = []
     for m in (modes, mixed(modes, 1)):
         k = kappa(z, m, widths(z, m, sigma, blocks=blocks))
-        totals.append(float(k.populations[0, 0, 0] + k.coherences[0, 0, 0]))
-    assert totals[1] == pytest.approx(totals[0], rel=1e-9)
+        isotopes = solved_isotope_linewidths(
+            m, jnp.array([1e-3, 2e-3]), jnp.asarray(z.gps), jnp.asarray(z.work.plus), z.work.corners, sigma, blocks
+        )
+        totals.append([float(k.populations[0, 0, 0] + k.coherences[0, 0, 0]), *np.asarray(isotopes).ravel()])
+    assert np.allclose(*totals, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
