@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmd_thermal import _backend
+from jaxmd_thermal._arrays import buffer_length
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import boltzmann, phonons, scattering, strength, wigner
 from jaxmd_thermal.lattice import isotopes as isotope_scattering
@@ -146,15 +147,7 @@ def thermal_conductivity(
         gammas = three.gamma
         isotope = None
         if p.variances is not None:
-            isotope = isotope_scattering.solved_isotope_linewidths(
-                modes,
-                jnp.asarray(p.variances),
-                jnp.asarray(ir),
-                jnp.asarray(p.work.plus),
-                p.work.corners,
-                sigma,
-                o["blocks"],
-            )
+            isotope, _ = _isotopes(modes, p, isotope_scattering.solved_isotope_linewidths)
         f, velocity = jnp.asarray(at_ir.frequencies), jnp.asarray(at_ir.velocity_operator)
         speed = wigner.speeds(velocity, f)
         wall = None if boundary is None else isotope_scattering.boundary_linewidths(speed, boundary)
@@ -244,9 +237,10 @@ def transport_function(
         if p.options["sigma"] is None:
             modes = _modes(jnp.asarray(force_constants.fc2), p)
             _, capacity = _three_phonon(jnp.asarray(force_constants.fc3), modes, p, scattering.solved_linewidths)
-            iso_capacity = len(p.grid.addresses) * modes.frequencies.shape[1] ** 2
+            if p.variances is not None:
+                _, iso_capacity = _isotopes(modes, p, isotope_scattering.solved_isotope_linewidths)
         arrays = jax.tree.map(jnp.asarray, p._replace(triplets=None, options=None))
-    return partial(_transport, arrays, capacity=int(1.2 * capacity), iso_capacity=iso_capacity,
+    return partial(_transport, arrays, capacity=buffer_length(1.2 * capacity), iso_capacity=buffer_length(1.2 * iso_capacity),
                    with_coherences=method == "wigner", options=tuple(p.options.items()))  # fmt: skip
 
 
@@ -269,6 +263,11 @@ def _three_phonon(fc3, modes, p: Problem, function, **more):
     return function(fc3, modes, p.paths, jnp.asarray(p.masses), jnp.asarray(p.positions), p.work,
                     jnp.asarray(p.temperatures), sigma=p.options["sigma"], blocks=p.options["blocks"],
                     classical=p.options["classical"], dtype=p.options["dtype"], **more)  # fmt: skip
+
+
+def _isotopes(modes, p: Problem, function, **more):
+    return function(modes, jnp.asarray(p.variances), jnp.asarray(p.grid.irreducible), jnp.asarray(p.work.plus),
+                    p.work.corners, sigma=p.options["sigma"], blocks=p.options["blocks"], **more)  # fmt: skip
 
 
 def _moved(p: Problem, lattice, positions) -> Problem:
@@ -300,18 +299,16 @@ def _transport(p: Problem, fc2, fc3, lattice=None, positions=None, *, capacity, 
         lambda x: phonons.velocities(fc2, at, x), modes.qpoints[ir] @ here.reciprocal, batch_size=min(BATCH, len(ir))
     )
     gamma = jnp.sum(result.gamma, 0)
+    fits = result.needed <= capacity
     if p.variances is not None:
-        isotope, _ = isotope_scattering.isotope_linewidths(
-            modes, jnp.asarray(p.variances), ir, jnp.asarray(p.work.plus), p.work.corners, sigma=p.options["sigma"],
-            blocks=p.options["blocks"], capacity=iso_capacity,
-        )  # fmt: skip
+        isotope, iso_needed = _isotopes(modes, p, isotope_scattering.isotope_linewidths, capacity=iso_capacity)
         gamma = gamma + isotope
+        fits &= iso_needed <= iso_capacity
     if p.options["boundary"] is not None:
         gamma = gamma + isotope_scattering.boundary_linewidths(wigner.speeds(velocity, f), p.options["boundary"])
     parts = _finish(f, velocity, gamma, here)
     total = parts.populations + parts.coherences if with_coherences else parts.populations
     heat = jnp.swapaxes(wigner.heat_capacity(f, p.temperatures, p.options["classical"]), 0, 1)
-    fits = result.needed <= capacity
     found = [jnp.where(fits, x, jnp.nan) for x in (total, parts.populations, parts.coherences)]
     return Transport(*found, f, jnp.where(fits, gamma, jnp.nan), heat)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmd_thermal._arrays import take
+from jaxmd_thermal._arrays import buffer_length, take
 from jaxmd_thermal.errors import CapacityError, InputError
 from jaxmd_thermal.lattice.strength import CUTOFF, degenerate_mean
 from jaxmd_thermal.lattice.tetrahedron import gaussian, point_weight
@@ -103,21 +103,22 @@ def isotope_linewidths(modes, variances, points, plus, corners, *, sigma=None, b
 
 
 def solved_isotope_linewidths(modes, variances, points, plus, corners, sigma=None, blocks=False):
-    """`isotope_linewidths`, with the buffer grown until it holds what is active; (k, bands) THz.
+    """`isotope_linewidths`, with the buffer grown until it holds what is active. Returns: (k, bands) THz, and the capacity that
+    was enough.
 
     Raises:
       CapacityError: the buffer did not converge.
     """
     n, bands = modes.frequencies.shape
-    capacity = 0 if sigma is not None else int(ACTIVE * n * bands**2) + 64
+    capacity = 0 if sigma is not None else buffer_length(ACTIVE * n * bands**2)
     for _ in range(4):
         gamma, needed = isotope_linewidths(
             modes, variances, points, plus, corners, sigma=sigma, blocks=blocks, capacity=capacity
         )
         needed = int(needed)
         if needed <= capacity:
-            return gamma
-        capacity = int(1.05 * needed)
+            return gamma, capacity
+        capacity = buffer_length(1.05 * needed)
     raise CapacityError(f"the buffer of isotope scattering needs {needed} places and has {capacity}")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmd_thermal._arrays import take
+from jaxmd_thermal._arrays import buffer_length, take
 from jaxmd_thermal.errors import CapacityError
 from jaxmd_thermal.lattice import strength
 from jaxmd_thermal.lattice.grid import Grid, Triplets
@@ -305,7 +305,7 @@ def _active_sum(f, n, points, work: Work, capacity, constant, hyperbolic, values
 
 def first_capacity(bands: int) -> int:
     """Buffer to begin with."""
-    return int(PER_TRIPLET * 3 * GROUP * TILE * bands**3)
+    return buffer_length(PER_TRIPLET * 3 * GROUP * TILE * bands**3)
 
 
 def solved_linewidths(fc3, modes: Modes, paths, masses, positions, work: Work, temperatures, **options):
@@ -328,7 +328,7 @@ def solved(fc3, modes: Modes, paths, masses, positions, work: Work, temperatures
         needed = int(result.needed)
         if needed <= capacity:
             return result, capacity
-        capacity = int(1.05 * needed)
+        capacity = buffer_length(1.05 * needed)
     raise CapacityError(
         f"the buffer of active band triples needs {needed} places and has {capacity}; use a coarser mesh"
     )

@@ -100,10 +100,10 @@ def test_isotope_linewidths_of_the_benchmark_mesh(shared, monkeypatch):
         p = conductivity.prepare(fc, (19, 19, 19))
         modes = conductivity._modes(jnp.asarray(fc.fc2), p)
         where = (jnp.asarray(p.grid.irreducible), jnp.asarray(p.work.plus), p.work.corners)
-        gamma = isotopes.solved_isotope_linewidths(modes, jnp.asarray(p.variances), *where)
+        gamma, _ = isotopes.solved_isotope_linewidths(modes, jnp.asarray(p.variances), *where)
         monkeypatch.setattr(isotopes, "EITHER_SIDE", 0.0)
         isotopes.isotope_linewidths.clear_cache()
-        without = isotopes.solved_isotope_linewidths(modes, jnp.asarray(p.variances), *where)
+        without, _ = isotopes.solved_isotope_linewidths(modes, jnp.asarray(p.variances), *where)
         isotopes.isotope_linewidths.clear_cache()
     assert np.array_equal(p.grid.weights, given["weights"])
     expected = given["gamma_isotope"]

@@ -102,7 +102,7 @@ def test_gauge_is_free_with_gaussians_and_with_block_averages(shared, sigma, blo
     totals = []
     for m in (modes, mixed(modes, 1)):
         k = kappa(z, m, widths(z, m, sigma, blocks=blocks))
-        isotopes = solved_isotope_linewidths(
+        isotopes, _ = solved_isotope_linewidths(
             m, jnp.array([1e-3, 2e-3]), jnp.asarray(z.gps), jnp.asarray(z.work.plus), z.work.corners, sigma, blocks
         )
         totals.append([float(k.populations[0, 0, 0] + k.coherences[0, 0, 0]), *np.asarray(isotopes).ravel()])
