@@ -150,6 +150,7 @@ def test_table_and_metrics(data, in_process, capsys):
                           ("published_kappa", 0.02), ("published_srme", 0.7), ("published_median_srme", 0.5)):  # fmt: skip
         assert float(first[key]) == pytest.approx(expected), key
     assert (second["kappa"], second["srd"], second["sre"], second["srme"]) == ("", "", "2", "2")
+    assert first["dtype"] == "float64"
     assert (
         "imaginary" in second["failed"]
         and second["error"] == ""
@@ -203,7 +204,7 @@ def test_a_campaign_grows_in_pieces(data, in_process, capsys):
 
 def test_results_of_a_worker_without_our_disk_are_kept(data, in_process):
     compound = read_compounds(data)[0]
-    settings = SimpleNamespace(potential="lj-argon-gk", protocol="leaderboard")
+    settings = SimpleNamespace(potential="lj-argon-gk", protocol="leaderboard", dtype="float64")
     record = campaign._empty(compound, settings) | {"kappa": 0.1, "mode_file": "modes-wigner.hdf5"}
     campaign._keep(data.parent / "far/mp-1", record, b"modes")
     assert (data.parent / "far/mp-1/modes-wigner.hdf5").read_bytes() == b"modes"

@@ -16,9 +16,10 @@ from jaxmd_thermal.cli.progress import Stages
 from jaxmd_thermal.errors import CheckpointError, InputError
 from jaxmd_thermal.io.ase import atoms_from
 from jaxmd_thermal.io.lattice_directory import LatticeDirectory
+from jaxmd_thermal.io.models import load_potential
 from jaxmd_thermal.lattice.conductivity import thermal_conductivity
 from jaxmd_thermal.lattice.density import mesh_phonons
-from jaxmd_thermal.lattice.force_constants import ForceConstants
+from jaxmd_thermal.lattice.force_constants import ForceConstants, force_constants
 from jaxmd_thermal.lattice.thermodynamics import mean_square_displacements, thermodynamics
 from jaxmd_thermal.report import build_report
 
@@ -217,6 +218,20 @@ def test_phonons_of_the_same_force_constants(argon, in_folder):
     assert call("report", "p") == 0 and (in_folder / "p/report.html").exists()
 
 
+def test_single_precision_of_the_potential(in_folder):
+    """Force constants in float32 are those of the function; their rounding is that of the forces over the displacement."""
+    common = ["phonons", "argon", "--potential", "lj-argon-gk", "--protocol", "none", "--supercell", "2", "2", "2"]
+    assert call(*common, "--mesh", "2", "2", "2", "--dtype", "float32", "--out", "single") == 0
+    found = ForceConstants.from_phono3py(in_folder / "single/force_constants").fc2
+    single, double = (
+        force_constants(load_potential("lj-argon-gk"), atoms_from("argon"), (2, 2, 2), dtype=dtype).fc2
+        for dtype in ("float32", "float64")
+    )
+    assert np.allclose(found, single, rtol=0, atol=1e-12)
+    # Each force is a sum of terms of about 0.1 eV/Å that cancel: 1e-7 of them over 0.03 Å, and some room.
+    assert 1e-9 < np.max(np.abs(single - double)) < 3e-6
+
+
 # Errors and estimates
 
 
@@ -227,6 +242,7 @@ def test_phonons_of_the_same_force_constants(argon, in_folder):
         (WIGNER[:4], r"wigner needs --mesh"),
         (["phonons", "argon"], r"phonons needs --potential"),
         ([*WIGNER, "--method", "wigner", "wigna"], r"--method is 'wigna', did you mean 'wigner'"),
+        ([*WIGNER, "--dtype", "half"], r"--dtype is 'half': it must be 'float64' or 'float32'"),
         ([*WIGNER, "--protocol", "fast"], r"--protocol is 'fast': it must be 'none', 'positions', 'converged'"),
         ([*WIGNER, "--sigma", "-1"], r"--sigma is -1.0: it must be greater than 0"),
         ([*WIGNER, "--temperature", "300", "-4"], r"--temperature is -4.0"),

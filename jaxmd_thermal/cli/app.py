@@ -226,6 +226,10 @@ def campaign(
         list[str] | None, Parameter(help="Only these: NaCl, BeO-wurtzite, mp-22862.", consume_multiple=True, group=RUN)
     ] = None,
     workers: Annotated[int | None, Parameter(help="Processes of the local scheduler [default: 1].", group=RUN)] = None,
+    dtype: Annotated[
+        str | None,
+        Parameter(help="float64, or float32 for the potential in force constants [default: float64].", group=RUN),
+    ] = None,
     batch_size: Annotated[
         int | None, Parameter(help="Displaced cells evaluated together; memory grows with it.", group=RUN)
     ] = None,
@@ -238,7 +242,7 @@ def campaign(
     from jaxmd_thermal.cli import campaign as verbs
 
     typed = dict(name=name, data=data, potential=potential, protocol=protocol, scheduler=scheduler, workers=workers)
-    typed |= dict(compounds=as_tuple(compounds), batch_size=batch_size, out=out)
+    typed |= dict(compounds=as_tuple(compounds), dtype=dtype, batch_size=batch_size, out=out)
     return verbs.run("campaign", typed, config, dry_run=dry_run)
 
 

@@ -161,14 +161,16 @@ def _work(distributed: Any, client: Any, todo: list, settings: Any, out: Path, e
 def _job(compound: Any, settings: Any, out: Path) -> dict[str, Any]:
     return {
         "compound": compound, "potential": settings.potential, "protocol": settings.protocol,
-        "batch_size": settings.batch_size, "folder": str(_folder(out, compound.mp_id)), "empty": _empty(compound, settings),
+        "batch_size": settings.batch_size, "dtype": settings.dtype, "folder": str(_folder(out, compound.mp_id)),
+        "empty": _empty(compound, settings),
     }  # fmt: skip
 
 
 def _empty(compound: Any, settings: Any) -> dict[str, Any]:
     return {
         "mp_id": compound.mp_id, "name": compound.name, "structure": compound.kind, "potential": settings.potential,
-        "protocol": settings.protocol, "failed": "", "error": "", "kappa": None, "populations": None, "coherences": None,
+        "protocol": settings.protocol, "dtype": settings.dtype, "failed": "", "error": "", "kappa": None, "populations": None,
+        "coherences": None,
     }  # fmt: skip
 
 
@@ -227,7 +229,7 @@ def _computed(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     c = job["compound"]
     source = Source(load_potential(job["potential"]), c.atoms, job["protocol"], c.supercell, c.fc3_supercell, DISPLACEMENT,
-                    job["batch_size"], c.primitive)  # fmt: skip
+                    job["batch_size"], c.primitive, dtype=job["dtype"])  # fmt: skip
     refuse_too_large(plan(source), c.mesh)
     kept, stages = LatticeDirectory(folder), Stages(c.label)
     atoms, constants = crystal_and_constants(source, kept, stages)
@@ -311,7 +313,7 @@ def _row(record: Mapping[str, Any], compound: Any, theirs: Mapping[str, Any], fo
         "compile_seconds": round(sum(s.get("compile_seconds", 0.0) for s in stages), 1),
         "peak_memory_GB": used.get("peak_memory_GB"), "device_GB": used.get("device_GB"),
         "failed": failed, "error": record["error"], "cell_lengths_A": record.get("cell_lengths_A"),
-        "device": (record.get("versions") or {}).get("device"), "versions": record.get("versions"),
+        "dtype": record["dtype"], "device": (record.get("versions") or {}).get("device"), "versions": record.get("versions"),
         "date": record.get("date"),
     }  # fmt: skip
 

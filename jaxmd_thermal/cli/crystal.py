@@ -27,6 +27,7 @@ class Source:
       displacement: Å, None: exact derivatives.
       primitive: "auto" or a matrix (phonopy's).
       files: force constants that were read.
+      dtype: precision of the potential in force constants; the relaxation is always in double precision.
     """
 
     potential: Any
@@ -38,6 +39,7 @@ class Source:
     batch_size: int | None = None
     primitive: Any = "auto"
     files: Any = None
+    dtype: str = "float64"
 
     def key(self) -> dict[str, Any]:
         """What decides the relaxed cell; with the sizes of the supercells and the displacement it decides the constants."""
@@ -66,7 +68,7 @@ class Source:
             return self.key()
         return self.key() | {
             "supercell": _listed(self.supercell), "fc3_supercell": _listed(self.fc3_supercell),
-            "displacement": self.displacement, "primitive": np.asarray(self.primitive).tolist(),
+            "displacement": self.displacement, "primitive": np.asarray(self.primitive).tolist(), "dtype": self.dtype,
         }  # fmt: skip
 
 
@@ -134,7 +136,7 @@ def crystal_and_constants(source: Source, folder: Any, stages: Callable) -> tupl
         with stages("force_constants", _evaluations(source, atoms)) as advance:
             found = force_constants(
                 source.potential, atoms, source.supercell, source.fc3_supercell, source.displacement,
-                batch_size=source.batch_size, primitive=source.primitive, progress=advance,
+                batch_size=source.batch_size, primitive=source.primitive, dtype=source.dtype, progress=advance,
             )  # fmt: skip
         folder.save_force_constants(full, found, stages.took["force_constants"])
     return atoms, found

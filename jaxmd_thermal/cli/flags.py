@@ -103,6 +103,10 @@ class Lattice:
         ),
     ] = None
     nac: Annotated[bool | None, Parameter(help="Non-analytic correction from Born charges.", group=LATTICE)] = None
+    dtype: Annotated[
+        str | None,
+        Parameter(help="float64, or float32 for the potential in force constants [default: float64].", group=LATTICE),
+    ] = None
     batch_size: Annotated[
         int | None, Parameter(help="Displaced cells evaluated together; memory grows with it.", group=LATTICE)
     ] = None

@@ -73,7 +73,7 @@ def source_of(verb: str, settings: Any) -> Source:
     """
     if settings.force_constants:
         given = [name for name in ("structure", "potential") if getattr(settings, name)]
-        given += [f"--{k.replace('_', '-')}" for k in ("supercell", "fc3_supercell", "displacement", "ad", "protocol")
+        given += [f"--{k.replace('_', '-')}" for k in ("supercell", "fc3_supercell", "displacement", "ad", "protocol", "dtype")
                   if k in settings.model_fields_set and getattr(settings, k)]  # fmt: skip
         if given:
             raise InputError(
@@ -102,7 +102,7 @@ def source_of(verb: str, settings: Any) -> Source:
     return Source(
         load_potential(settings.potential), atoms, settings.protocol,
         settings.supercell or smallest_supercell(atoms, FACES2), third,
-        None if settings.ad else settings.displacement, settings.batch_size,
+        None if settings.ad else settings.displacement, settings.batch_size, dtype=settings.dtype,
     )  # fmt: skip
 
 

@@ -116,6 +116,7 @@ class LatticeSettings(Strict):
     ad: bool = False
     protocol: Literal["none", "positions", "converged", "leaderboard", "ksrme"] = "converged"
     nac: bool = False
+    dtype: Literal["float64", "float32"] = "float64"
     batch_size: Repetition | None = None
     out: str | None = None
 
@@ -192,6 +193,7 @@ class CampaignSettings(Strict):
     scheduler: str = "local"
     compounds: tuple[str, ...] = ()
     workers: Repetition = 1
+    dtype: Literal["float64", "float32"] = "float64"
     batch_size: Repetition | None = None
     out: str | None = None
 

@@ -8,10 +8,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmd_thermal._arrays import buffer_length, take
 from jaxmd_thermal.errors import CapacityError, InputError
-from jaxmd_thermal.lattice.strength import CUTOFF, degenerate_mean
+from jaxmd_thermal.lattice.strength import CUTOFF, KEPT_BYTES, degenerate_mean
 from jaxmd_thermal.lattice.tetrahedron import gaussian, point_weight
 
 # fmt: off
@@ -36,6 +37,9 @@ et al., Pure Appl. Chem. 75, 683 (2003)). Elements without a natural composition
 
 ACTIVE = 0.1
 """First guess of the share of (q', b, b') whose tetrahedra contain the frequency."""
+
+KEPT = "active pairs and their weights"
+"""Name of what a gradient had better keep of the tetrahedra."""
 
 EITHER_SIDE = 1e-6
 """THz. Weights are means of those so much above and below the frequency of q. It is that of all points of its star, so vertices
@@ -88,15 +92,19 @@ def isotope_linewidths(modes, variances, points, plus, corners, *, sigma=None, b
         active = (low < at + EITHER_SIDE) & (at - EITHER_SIDE < high)
         seen = jnp.cumsum(active.reshape(-1), dtype=jnp.int32)
         slot = jnp.minimum(jnp.searchsorted(seen, jnp.arange(1, capacity + 1, dtype=jnp.int32)), len(seen) - 1)
-        there = jnp.arange(capacity) < seen[-1]
+        there = jnp.arange(capacity) < checkpoint_name(seen[-1], KEPT)
+        slot = checkpoint_name(slot, KEPT)
         rest, b = slot // bands, slot % bands
         t, a = rest // bands, rest % bands
         values = around.at[t, :, b].get(mode="promise_in_bounds").T
         sides = (point_weight(f0[a] + x, values, corners) for x in (EITHER_SIDE, -EITHER_SIDE))
-        weight = 0.5 * sum(sides) * amount.at[t, a, b].get(mode="promise_in_bounds") * there
+        weight = checkpoint_name(0.5 * sum(sides), KEPT)
+        weight = weight * amount.at[t, a, b].get(mode="promise_in_bounds") * there
         return jax.ops.segment_sum(weight, a, num_segments=bands), seen[-1]
 
-    total, needed = jax.lax.map(jax.checkpoint(one), points)
+    names = (KEPT,) if 12 * capacity * len(points) <= KEPT_BYTES else ()
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    total, needed = jax.lax.map(jax.checkpoint(one, policy=policy), points)
     f0 = f[points]
     gamma = 0.25 * math.pi / n * jnp.where(f0 > CUTOFF, f0, 0.0) ** 2 * total
     return jnp.einsum("kab,kb->ka", means[points], gamma), jnp.max(needed)

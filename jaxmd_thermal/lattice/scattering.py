@@ -15,7 +15,7 @@ from jaxmd_thermal.errors import CapacityError
 from jaxmd_thermal.lattice import strength
 from jaxmd_thermal.lattice.grid import Grid, Triplets
 from jaxmd_thermal.lattice.occupation import inverse_sinh, occupation
-from jaxmd_thermal.lattice.strength import CUTOFF, LINEWIDTH_UNIT
+from jaxmd_thermal.lattice.strength import CUTOFF, KEPT_BYTES, LINEWIDTH_UNIT
 from jaxmd_thermal.lattice.tetrahedron import gaussian, point_weight, vertex_table
 
 TILE = 128
@@ -32,9 +32,6 @@ TABLE_BYTES = 1 << 30
 
 ACTIVE = "active band triples and their weights"
 """Name of what a gradient had better keep of the tetrahedra."""
-
-KEPT_BYTES = 1 << 30
-"""Memory for what a gradient keeps of the forward pass; what would need more is computed once more instead."""
 
 
 class Modes(NamedTuple):

@@ -20,6 +20,9 @@ CUTOFF = 1e-4
 KEPT = ("half transform at its triplet", "amplitude before its last two eigenvectors")
 """Names of what a gradient had better keep of `amplitudes`: all other steps are cheap to repeat."""
 
+KEPT_BYTES = 1 << 30
+"""Memory for what a gradient keeps of the forward pass; what would need more is computed once more instead."""
+
 LINEWIDTH_UNIT = math.pi / 16 * units.PLANCK_REDUCED / (2 * math.pi) ** 5 / units.AMU_A2_FS2**3 * 1e15
 """THz per (eV/Å^3)^2/(amu^3 THz^4): 18 pi/hbar^2 (hbar/2)^3/36 in the units of fc3, masses and ordinary frequencies."""
 

@@ -19,7 +19,7 @@ from jaxmd_thermal.report.shell import escape, framed, page, rows, section, writ
 COLUMNS = (
     "mp_id", "name", "structure", "kappa", "populations", "coherences", "kappa_dft", "srd", "sre", "srme", "kappa_dft_nac",
     "published_kappa", "published_srme", "published_median_srme", "seconds", "cpu_seconds", "compile_seconds",
-    "peak_memory_GB", "device_GB", "device", "date", "failed", "error",
+    "peak_memory_GB", "device_GB", "dtype", "device", "date", "failed", "error",
 )  # fmt: skip
 SHOWN = {
     "name": "compound", "structure": "structure", "kappa": "κ", "populations": "pop.", "coherences": "coh.",

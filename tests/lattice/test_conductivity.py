@@ -200,18 +200,54 @@ def test_gradient_of_the_public_function(nacl):
     assert float(value) == pytest.approx(direct.kappa[0, 0, 0], rel=1e-9)
 
 
-def test_small_buffers_are_not_hidden(nacl):
+@pytest.mark.parametrize("buffer", ["capacity", "iso_capacity"])
+def test_small_buffers_are_not_hidden(nacl, buffer):
     """What the tetrahedra do not find room for is missing everywhere, not only in the sum."""
     _, fc = nacl
-    function = transport_function(fc, (3, 3, 3), isotopes=False)
+    function = transport_function(fc, (3, 3, 3), isotopes=buffer == "iso_capacity")
     with double_precision():
         whole = function(jnp.asarray(fc.fc2), jnp.asarray(fc.fc3))
-        short = partial(function.func, *function.args, **(function.keywords | {"capacity": 1}))(
+        short = partial(function.func, *function.args, **(function.keywords | {buffer: 1}))(
             jnp.asarray(fc.fc2), jnp.asarray(fc.fc3)
         )
     for name in ("kappa", "populations", "coherences", "gamma"):
         assert np.all(np.isfinite(getattr(whole, name))) and np.all(np.isnan(getattr(short, name))), name
     np.testing.assert_array_equal(short.frequencies, whole.frequencies)
+
+
+def test_derivatives_of_isotope_linewidths(monkeypatch):
+    """By tetrahedra, against central differences, with and without memory for the forward pass. Frequencies are random: in a
+    crystal some stand exactly at a vertex, where the weight has a kink."""
+    from jaxmd_thermal.lattice import isotopes
+    from jaxmd_thermal.lattice.grid import make_grid
+    from jaxmd_thermal.lattice.scattering import Modes
+    from jaxmd_thermal.lattice.tetrahedron import vertex_table
+
+    rng = np.random.default_rng(5)
+    grid = make_grid(3.0 * np.eye(3) + 0.2 * rng.random((3, 3)), (4, 4, 3), np.eye(3, dtype=int)[None])
+    vertices, corners = vertex_table(grid.tetrahedra)
+    plus = grid.index(grid.addresses[:, None] + vertices)
+    n = len(plus)
+    vectors = np.linalg.qr(rng.normal(size=(n, 6, 6)) + 1j * rng.normal(size=(n, 6, 6)))[0]
+    frequencies, weights = 1.0 + 4.0 * rng.random((n, 6)), rng.normal(size=(n, 6))
+    direction, step = rng.normal(size=(n, 6)), 1e-6
+    with double_precision():
+
+        def total(f):
+            gamma, _ = isotopes.isotope_linewidths.__wrapped__(
+                Modes(None, f, jnp.asarray(vectors)), jnp.array([1e-3, 2e-3]), jnp.arange(n), jnp.asarray(plus), corners,
+                capacity=n * 36,
+            )  # fmt: skip
+            return jnp.sum(gamma * weights)
+
+        value, f = jax.jit(total), jnp.asarray(frequencies)
+        kept = jax.jit(jax.grad(total))(f)
+        monkeypatch.setattr(isotopes, "KEPT_BYTES", 0)
+        again = jax.jit(jax.grad(lambda x: total(x)))(f)
+        slope = float(value(f + step * direction) - value(f - step * direction)) / (2 * step)
+    np.testing.assert_allclose(again, kept, rtol=0, atol=1e-12 * float(np.max(np.abs(kept))))
+    # Weights are cubic splines: the third derivative at the scale of their width leaves 1e-6 or less.
+    assert float(np.vdot(kept, direction)) == pytest.approx(slope, rel=1e-5)
 
 
 def test_mass_variances():
