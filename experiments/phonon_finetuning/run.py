@@ -46,6 +46,13 @@ VARIANTS = {
         "replay.losses.energy": {"weight": 500.0, "kind": "huber", "delta": 0.1},
         "replay.losses.forces": {"weight": 200.0, "kind": "huber", "delta": 0.1},
     },
+    # Terms that are weak for small errors, and of the training compounds forces and stresses, too.
+    "weak-replay": {
+        "replay.structures": ("$REPLAY/solid_*.extxyz", "$REPLAY/compound_*.extxyz"),
+        "replay.energies_only": None,
+        "replay.losses.energy": {"weight": 500.0, "kind": "huber", "delta": 0.1},
+        "replay.losses.forces": {"weight": 200.0, "kind": "huber", "delta": 0.1},
+    },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
     "energy-at-rest": ENERGIES | {"replay.copies": 1, "replay.rattle": 0.0, "replay.strain": 0.0},
