@@ -219,7 +219,8 @@ def force_constants(
       batch_size: displaced cells (or third derivatives) evaluated together; memory grows with it.
       primitive: "auto", a centring letter or a matrix (phonopy's).
       symprec: Å.
-      dtype: precision of the potential.
+      dtype: precision of the potential. With nequix-mp-1 and 0.03 Å, single precision took half the time and changed kappa of
+        NaCl and wurtzite ZnO by less than 3e-4, SRME by less than 5e-4.
       progress: called with the number of evaluations that are done and of all, of one order after the other.
 
     Returns: ForceConstants; fc2 in eV/Å^2, fc3 in eV/Å^3.
