@@ -33,6 +33,10 @@ ENERGIES = {
     "replay.losses.forces": None,
     "replay.losses.stress": None,
 }
+WEAK = {
+    "replay.losses.energy": {"weight": 500.0, "kind": "huber", "delta": 0.1},
+    "replay.losses.forces": {"weight": 200.0, "kind": "huber", "delta": 0.1},
+}
 VARIANTS = {
     "full": {},
     # The displaced supercells with their forces, as an ordinary data set; the published result is that it hurts.
@@ -41,17 +45,12 @@ VARIANTS = {
     "supercells": SUPERCELLS,
     "no-replay": {"replay": None},
     # Terms and weights that the published fine-tuning has for its upstream data, and the constant energies trained, too.
-    "published-replay": {
-        "optimizer.constants": True,
-        "replay.losses.energy": {"weight": 500.0, "kind": "huber", "delta": 0.1},
-        "replay.losses.forces": {"weight": 200.0, "kind": "huber", "delta": 0.1},
-    },
+    "published-replay": WEAK | {"optimizer.constants": True},
     # Terms that are weak for small errors, and of the training compounds forces and stresses, too.
-    "weak-replay": {
+    "weak-replay": WEAK
+    | {
         "replay.structures": ("$REPLAY/solid_*.extxyz", "$REPLAY/compound_*.extxyz"),
         "replay.energies_only": None,
-        "replay.losses.energy": {"weight": 500.0, "kind": "huber", "delta": 0.1},
-        "replay.losses.forces": {"weight": 200.0, "kind": "huber", "delta": 0.1},
     },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,

@@ -84,11 +84,11 @@ def test_file_of_the_relaxation_time_approximation(silicon, theirs, tmp_path):
     np.testing.assert_allclose(found["mode_kappa"], formula, atol=1e-9)
 
 
-def test_tetrahedra_without_a_choice_of_eigenvectors(silicon):
+def test_tetrahedra_without_a_choice_of_eigenvectors(silicon, monkeypatch):
     """Linewidths of phono3py when it averages over degenerate modes as we do: no arbitrary choice is left in either."""
     import inspect
 
-    from jaxmd_thermal.lattice import symmetry
+    from jaxmd_thermal.lattice import isotopes, symmetry
 
     mesh = (7, 7, 7)
     phonon = symmetry.phono3py_object(silicon.geometry)
@@ -97,20 +97,22 @@ def test_tetrahedra_without_a_choice_of_eigenvectors(silicon):
     phonon.fc2, phonon.fc3, phonon.mesh_numbers = silicon.fc2, silicon.fc3, mesh
     phonon.init_phph_interaction(average_degenerate_weights=True, exclude_gamma_acoustic=True)
     phonon.run_thermal_conductivity(temperatures=[300.0], is_isotope=True)
+    # Near a kink of the weights the mean of both sides is off by their distance; smaller than usual, that does not count.
+    monkeypatch.setattr(isotopes, "EITHER_SIDE", 1e-8)
+    isotopes.isotope_linewidths.clear_cache()
     result = thermal_conductivity(silicon, mesh, block_average=True)
+    isotopes.isotope_linewidths.clear_cache()
     three = result.gamma_normal[0] + result.gamma_umklapp[0]
     expected = np.reshape(phonon.thermal_conductivity.gamma, three.shape)
     # Now and then f - f' - f'' is zero at a vertex by symmetry, and rounding decides whether its tetrahedron counts.
     off = np.abs(three - expected) / expected.max()
     assert np.quantile(off, 0.95) < 2e-6 and off.max() < 2e-3
-    # Of isotopes, weights of many modes have a jump or a kink at the very frequency that is asked for (`isotopes.EITHER_SIDE`).
-    # At a jump phono3py's value is one of two, as the rounding of this machine has it; near a kink our mean is off by its width,
-    # 1e-6 THz. The other modes agree.
+    # Of isotopes, some weights jump at the very frequency that is asked for (`isotopes.EITHER_SIDE`): there phono3py's value
+    # is one of two, as its rounding has it. The other modes agree.
     expected = np.reshape(phonon.thermal_conductivity.gamma_isotope, three.shape)
     some = expected > 1e-3 * expected.max()
     ratio = result.gamma_isotope[some] / expected[some]
-    off = np.abs(ratio - 1)
-    assert np.quantile(off, 0.3) < 1e-6 and np.median(off) < 1e-3 and np.mean(ratio) == pytest.approx(1, abs=0.1)
+    assert np.median(np.abs(ratio - 1)) < 1e-5 and np.mean(ratio) == pytest.approx(1, abs=0.1)
 
 
 def test_accumulation_by_phono3py(silicon, tmp_path):
