@@ -389,7 +389,7 @@ def test_compare_puts_everything_into_one_report(tmp_path, monkeypatch):
         free = np.array([1.0, 40.0, 45.0])
         modes = {
             "frequencies": np.array([[1.0, 1.5, 2.0]]), "weights": np.array([1]), "temperatures": np.array([50.0]),
-            "group_speed": np.array([[5.0, 5.0, 5.0]]), "gamma": (5.0 / (4 * np.pi * free))[None, None],
+            "group_speed": np.array([[5.0, 5.0, 5.0]]), "gamma_total": (5.0 / (4 * np.pi * free))[None, None],
             "gamma_normal": np.ones((1, 1, 3)), "gamma_umklapp": np.ones((1, 1, 3)),
             "mode_kappa": np.array([[[0.01, 0.3, 0.09]]]), "velocity_operator": np.ones((1, 3, 3, 3), complex),
         }  # fmt: skip

@@ -32,7 +32,7 @@ def write_kappa(result: ThermalConductivity, path: str | Path) -> Path:
         "weight": result.weights.astype("int64"), "frequency": result.frequencies,
         "group_velocity": result.group_velocity, "gv_by_gv": intra.sum(2) * result.weights[:, None, None],
         "heat_capacity": result.heat_capacity, "kappa": _voigt(result.kappa),
-        "gamma": result.gamma_normal + result.gamma_umklapp, "gamma_N": result.gamma_normal,
+        "gamma": result.gamma, "gamma_N": result.gamma_normal,
         "gamma_U": result.gamma_umklapp, "gamma_isotope": result.gamma_isotope,
         "boundary_mfp": None if settings["boundary_A"] is None else 1e-4 * settings["boundary_A"],
         "sigma": settings["sigma_THz"], "kappa_unit_conversion": wigner.CONDUCTIVITY / result.crystal.volume,
@@ -59,7 +59,7 @@ def _pairs(result: ThermalConductivity) -> tuple[np.ndarray, ...]:
     """Squared velocities (k, bands, bands, 6), and `wigner.Pairs`."""
     with double_precision():
         pairs = wigner.pairs(
-            jnp.asarray(result.frequencies), jnp.asarray(result.gamma), jnp.asarray(result.weights), result.crystal.volume,
+            jnp.asarray(result.frequencies), jnp.asarray(result.gamma_total), jnp.asarray(result.weights), result.crystal.volume,
             jnp.asarray(result.temperatures), result.settings["populations"] == "classical",
         )  # fmt: skip
         velocity2 = wigner.squared_velocity(

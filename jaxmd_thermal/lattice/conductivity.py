@@ -38,9 +38,9 @@ class ThermalConductivity:
       frequencies: (k, bands) THz; heat_capacity: (T, k, bands) eV/K; group_speed: (k, bands) THz Å (100 m/s).
       velocity_operator: (k, 3, bands, bands) complex, THz Å; group_velocity: (k, bands, 3) THz Å, in degenerate blocks as in
         `Phonons.group_velocities`.
-      gamma: (T, k, bands) THz, half widths of all processes (1/tau = 4 pi gamma).
-      gamma_normal, gamma_umklapp: (T, k, bands) THz, three-phonon processes without and with a reciprocal vector.
-      gamma_isotope, gamma_boundary: (k, bands) THz or None.
+      gamma: (T, k, bands) THz, half widths by three-phonon processes, as phono3py has it; gamma_normal, gamma_umklapp: its
+        parts without and with a reciprocal vector. gamma_isotope, gamma_boundary: (k, bands) THz or None.
+      gamma_total: (T, k, bands) THz, half widths of all processes (1/tau = 4 pi gamma_total).
       mode_kappa: (T, k, bands) W/(m K), mean over directions, star weights included: sum/sum(weights) is kappa's mean. With
         "lbte" a mode that others drag against the gradient may count negative.
       crystal: the primitive cell.
@@ -64,6 +64,7 @@ class ThermalConductivity:
     gamma_umklapp: np.ndarray
     gamma_isotope: np.ndarray | None
     gamma_boundary: np.ndarray | None
+    gamma_total: np.ndarray
     mode_kappa: np.ndarray
     crystal: Crystal
     invalid: str = ""
@@ -144,18 +145,18 @@ def thermal_conductivity(
         if method == "lbte":
             unfolding = jax.tree.map(jnp.asarray, boltzmann.unfold(p.grid, p.reciprocal))
         three, _ = _three_phonon(fc3, modes, p, scattering.solved, unfolding=unfolding)
-        gammas = three.gamma
+        gamma = jnp.sum(three.gamma, 0)
         isotope = None
         if p.variances is not None:
             isotope, _ = _isotopes(modes, p, isotope_scattering.solved_isotope_linewidths)
         f, velocity = jnp.asarray(at_ir.frequencies), jnp.asarray(at_ir.velocity_operator)
         speed = wigner.speeds(velocity, f)
         wall = None if boundary is None else isotope_scattering.boundary_linewidths(speed, boundary)
-        gamma = jnp.sum(gammas, 0) + sum(x for x in (isotope, wall) if x is not None)
-        parts = _finish(f, velocity, gamma, p)
+        total = gamma + sum(x for x in (isotope, wall) if x is not None)
+        parts = _finish(f, velocity, total, p)
         extra = None
         if unfolding is not None:
-            extra = _in_scattering(three.collisions, gamma, f, velocity, unfolding, p)
+            extra = _in_scattering(three.collisions, total, f, velocity, unfolding, p)
         heat = np.swapaxes(np.asarray(wigner.heat_capacity(f, jnp.asarray(p.temperatures), o["classical"])), 0, 1)
     populations_, coherences, mode_kappa = (np.asarray(x) for x in parts)
     kappa = populations_
@@ -163,7 +164,7 @@ def thermal_conductivity(
         kappa = kappa + coherences
     else:
         with _backend.double_precision():
-            mode_kappa = np.asarray(_finish(f, velocity, gamma, p, coherences=False).modes)
+            mode_kappa = np.asarray(_finish(f, velocity, total, p, coherences=False).modes)
     if extra is not None:
         kappa, mode_kappa = kappa + extra[0], mode_kappa + extra[1]
     return ThermalConductivity(
@@ -171,9 +172,9 @@ def thermal_conductivity(
         kappa_populations=populations_, kappa_coherences=coherences, qpoints=p.grid.qpoints[ir], weights=p.grid.weights,
         frequencies=np.asarray(f), heat_capacity=heat, group_speed=np.asarray(speed),
         velocity_operator=at_ir.velocity_operator, group_velocity=at_ir.group_velocities, gamma=np.asarray(gamma),
-        gamma_normal=np.asarray(gammas[0]), gamma_umklapp=np.asarray(gammas[1]),
+        gamma_normal=np.asarray(three.gamma[0]), gamma_umklapp=np.asarray(three.gamma[1]),
         gamma_isotope=None if isotope is None else np.asarray(isotope),
-        gamma_boundary=None if wall is None else np.asarray(wall),
+        gamma_boundary=None if wall is None else np.asarray(wall), gamma_total=np.asarray(total),
         mode_kappa=mode_kappa, crystal=force_constants.crystal, invalid=solved.describe_imaginary(),
         settings={
             "mesh": [int(m) for m in p.grid.mesh], "method": method, "sigma_THz": sigma, "isotopes": isotopes, "nac": nac,
@@ -199,14 +200,16 @@ def _in_scattering(collisions, gamma, f, velocity, unfolding, p: Problem) -> tup
 
 class Transport(NamedTuple):
     """What `transport_function` gives: kappa (T, 3, 3) W/(m K), its parts by populations and by coherences, frequencies
-    (k, bands) THz of the irreducible points, gamma (T, k, bands) THz, half widths of all processes, and heat_capacity
-    (T, k, bands) eV/K. Conductivities and linewidths are NaN where the buffers are too small."""
+    (k, bands) THz of the irreducible points, gamma and gamma_total (T, k, bands) THz, half widths by three-phonon and by all
+    processes, and heat_capacity (T, k, bands) eV/K. Conductivities and linewidths are NaN where the buffers are too small, or
+    a mode is imaginary."""
 
     kappa: Any
     populations: Any
     coherences: Any
     frequencies: Any
     gamma: Any
+    gamma_total: Any
     heat_capacity: Any
 
 
@@ -221,9 +224,10 @@ def transport_function(
     keep the crystal's symmetry (`eigen.eigh`).
 
     Returns: function of fc2 (P, S, 3, 3) eV/Å^2 and fc3 (P, S, S, 3, 3, 3) eV/Å^3. Its buffers are filled by the force
-    constants given here; where those of a call need larger ones kappa is NaN (make a new function then). Two more
-    arguments, `lattice` (3, 3) Å and `positions` (P, 3) fractions of the primitive cell, make it a function of the cell as
-    well (`sensitivity.differentiable_force_constants` gives all four); not with `nac`.
+      constants given here; where those of a call need larger ones kappa is NaN (make a new function then), as it is where
+      they have an imaginary mode. Two more arguments, `lattice` (3, 3) Å and `positions` (P, 3) fractions of the primitive
+      cell, make it a function of the cell as well (`sensitivity.differentiable_force_constants` gives all four); not with
+      `nac`.
     """
     if method == "lbte":
         raise InputError(
@@ -298,19 +302,21 @@ def _transport(p: Problem, fc2, fc3, lattice=None, positions=None, *, capacity, 
     f, _, velocity = jax.lax.map(
         lambda x: phonons.velocities(fc2, at, x), modes.qpoints[ir] @ here.reciprocal, batch_size=min(BATCH, len(ir))
     )
-    gamma = jnp.sum(result.gamma, 0)
-    fits = result.needed <= capacity
+    gamma = total = jnp.sum(result.gamma, 0)
+    fits = (result.needed <= capacity) & jnp.all(modes.frequencies[1:] >= 0)  # the first point is Gamma
+    fits &= jnp.all(modes.frequencies[0] >= phonons.lowest_real(modes.frequencies[0], True, jnp))
     if p.variances is not None:
         isotope, iso_needed = _isotopes(modes, p, isotope_scattering.isotope_linewidths, capacity=iso_capacity)
-        gamma = gamma + isotope
+        total = total + isotope
         fits &= iso_needed <= iso_capacity
     if p.options["boundary"] is not None:
-        gamma = gamma + isotope_scattering.boundary_linewidths(wigner.speeds(velocity, f), p.options["boundary"])
-    parts = _finish(f, velocity, gamma, here)
-    total = parts.populations + parts.coherences if with_coherences else parts.populations
+        total = total + isotope_scattering.boundary_linewidths(wigner.speeds(velocity, f), p.options["boundary"])
+    parts = _finish(f, velocity, total, here)
+    kappa = parts.populations + parts.coherences if with_coherences else parts.populations
     heat = jnp.swapaxes(wigner.heat_capacity(f, p.temperatures, p.options["classical"]), 0, 1)
-    found = [jnp.where(fits, x, jnp.nan) for x in (total, parts.populations, parts.coherences)]
-    return Transport(*found, f, jnp.where(fits, gamma, jnp.nan), heat)
+    found = [jnp.where(fits, x, jnp.nan) for x in (kappa, parts.populations, parts.coherences)]
+    widths = [jnp.where(fits, x, jnp.nan) for x in (gamma, total)]
+    return Transport(*found, f, *widths, heat)
 
 
 def _finish(f, velocity, gamma, p: Problem, coherences: bool = True) -> wigner.Conductivity:

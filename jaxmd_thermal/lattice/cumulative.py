@@ -22,11 +22,11 @@ SHORTEST = 1e-6
 
 
 def mean_free_path(result: ThermalConductivity) -> np.ndarray:
-    """(temperatures, k, bands) Å: |v|/(4 pi gamma), with all processes in gamma.
+    """(temperatures, k, bands) Å: |v|/(4 pi gamma_total).
 
     Zero for a mode that does not move; infinite for one that moves and is not scattered (it carries nothing in `mode_kappa`).
     """
-    speed, gamma = result.group_speed, result.gamma
+    speed, gamma = result.group_speed, result.gamma_total
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(speed > 0, speed / (4 * math.pi * gamma), 0.0)
 
@@ -88,7 +88,7 @@ def coherence_map(result: ThermalConductivity, points: int = 50, temperature: in
     f = result.frequencies
     with double_precision():
         pairs = wigner.pairs(
-            jnp.asarray(f), jnp.asarray(result.gamma[temperature][None]), jnp.asarray(result.weights),
+            jnp.asarray(f), jnp.asarray(result.gamma_total[temperature][None]), jnp.asarray(result.weights),
             result.crystal.volume, jnp.asarray(result.temperatures[temperature][None]),
             result.settings["populations"] == "classical",
         )  # fmt: skip

@@ -60,9 +60,9 @@ def mesh_phonons(
     crystal = force_constants.crystal
     rotations = symmetry.point_group(crystal, symprec)
     grid = make_grid(crystal.lattice, mesh, rotations)
-    q = grid.qpoints[grid.irreducible]
-    q = q - np.rint(q)
-    solved = phonons(force_constants, q, nac, eigenvectors=eigenvectors, velocities=velocities)
+    solved = phonons(
+        force_constants, grid.qpoints[grid.irreducible], nac, eigenvectors=eigenvectors, velocities=velocities
+    )
     lattice = crystal.lattice.T
     return MeshPhonons(grid, solved, lattice @ rotations @ np.linalg.inv(lattice))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +12,9 @@ from jaxmd_thermal.errors import InputError
 
 DIAGONALS = ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1))
 
+# Shifts of two cells are enough for reduced cells and for all primitive cells of the Bravais lattices in use.
+SHIFTS = np.array(sorted(itertools.product(range(-2, 3), repeat=3), key=lambda s: sum(map(abs, s))))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -19,7 +23,9 @@ class Grid:
 
     Attributes:
       mesh: (3,) points along each reciprocal vector.
-      addresses: (n, 3) whole numbers, q = address / mesh in fractions of the reciprocal vectors.
+      addresses: (n, 3) whole numbers from zero to below the mesh, in fractions of the reciprocal vectors times the mesh.
+      qpoints: (n, 3) the points in fractions of the reciprocal vectors, in the first Brillouin zone: sums over reciprocal
+        vectors that are cut off (the non-analytic correction) keep the crystal's symmetry there alone.
       irreducible: (k,) the first point of each star, ascending.
       weights: (k,) points in each star.
       star: (n,) which star a point belongs to, an index into `irreducible`.
@@ -29,16 +35,12 @@ class Grid:
 
     mesh: np.ndarray
     addresses: np.ndarray
+    qpoints: np.ndarray
     irreducible: np.ndarray
     weights: np.ndarray
     star: np.ndarray
     operations: np.ndarray
     tetrahedra: np.ndarray
-
-    @property
-    def qpoints(self) -> np.ndarray:
-        """(n, 3) in fractions of the reciprocal vectors."""
-        return self.addresses / self.mesh
 
     def index(self, addresses) -> np.ndarray:
         """(..., 3) whole-number addresses -> (...) indices of the equivalent grid points."""
@@ -86,8 +88,10 @@ def make_grid(lattice, mesh, rotations=None) -> Grid:
     images = _rotated(addresses, mesh, operations)
     first = images.min(0)
     irreducible, star, weights = np.unique(first, return_inverse=True, return_counts=True)
-    tetrahedra = relative_tetrahedra(np.linalg.inv(np.asarray(lattice, float)).T / mesh[:, None])
-    return Grid(mesh, addresses, irreducible, weights, star, operations, tetrahedra)
+    reciprocal = np.linalg.inv(np.asarray(lattice, float)).T
+    qpoints = _shortest(addresses, mesh, reciprocal) / mesh
+    tetrahedra = relative_tetrahedra(reciprocal / mesh[:, None])
+    return Grid(mesh, addresses, qpoints, irreducible, weights, star, operations, tetrahedra)
 
 
 def make_triplets(grid: Grid, lattice, points=None) -> Triplets:
@@ -137,14 +141,22 @@ def shortest_addresses(grid: Grid, lattice) -> np.ndarray:
     On its surface there are several equally short ones; elsewhere, and where there are fewer, the first is repeated.
     """
     reciprocal = np.linalg.inv(np.asarray(lattice, float)).T
-    # Shifts of two cells are enough for reduced cells and for all primitive cells of the Bravais lattices in use.
-    shifts = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    shifts = shifts[np.argsort(np.abs(shifts).sum(1), kind="stable")]
-    squared = np.stack([_squared(grid.addresses - s * grid.mesh, grid.mesh, reciprocal) for s in shifts], 1)
+    squared = np.stack([_squared(grid.addresses - s * grid.mesh, grid.mesh, reciprocal) for s in SHIFTS], 1)
     least = squared <= squared.min(1, keepdims=True) * (1 + 1e-9) + 1e-15
     order = np.argsort(~least, axis=1, kind="stable")[:, : least.sum(1).max()]
     order = np.where(np.take_along_axis(least, order, 1), order, order[:, :1])
-    return grid.addresses[:, None] - shifts[order] * grid.mesh
+    return grid.addresses[:, None] - SHIFTS[order] * grid.mesh
+
+
+def _shortest(addresses, mesh, reciprocal) -> np.ndarray:
+    """(n, 3) the first of `shortest_addresses`, without a table of all candidates."""
+    best, least = addresses, _squared(addresses, mesh, reciprocal)
+    for shift in SHIFTS:
+        moved = addresses - shift * mesh
+        squared = _squared(moved, mesh, reciprocal)
+        shorter = squared < least * (1 - 1e-9) - 1e-15
+        best, least = np.where(shorter[:, None], moved, best), np.where(shorter, squared, least)
+    return best
 
 
 def relative_tetrahedra(microcell) -> np.ndarray:

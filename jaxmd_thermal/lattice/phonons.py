@@ -174,12 +174,9 @@ class Phonons:
         """(q, band, frequency) of every imaginary mode; acoustic modes at Gamma above -0.01 THz count as zero."""
         found = []
         for q, f in zip(self.qpoints, self.frequencies, strict=True):
-            gamma = np.all(np.abs(q - np.rint(q)) < 1e-8)
-            acoustic = np.argsort(np.abs(f))[:3] if gamma else []
-            for band, value in enumerate(f):
-                limit = IMAGINARY if band in acoustic else (-1e-6 if gamma else 0.0)
-                if value < limit:
-                    found.append(((float(q[0]), float(q[1]), float(q[2])), band, float(value)))
+            gamma = bool(np.all(np.abs(q - np.rint(q)) < 1e-8))
+            for band in np.flatnonzero(f < lowest_real(f, gamma)):
+                found.append(((float(q[0]), float(q[1]), float(q[2])), int(band), float(f[band])))
         return found
 
     def describe_imaginary(self) -> str:
@@ -192,6 +189,14 @@ class Phonons:
             f"{len(found)} of {self.frequencies.size} modes are imaginary, the worst is band {band} at "
             f"q = ({q[0]:.4g}, {q[1]:.4g}, {q[2]:.4g}) with {value:.3f}i THz: the structure is not a minimum of this potential"
         )
+
+
+def lowest_real(frequencies: Any, gamma: bool, xp: Any = np) -> Any:
+    """(bands,) THz below which a mode at one q-point is imaginary: the three nearest to zero at Gamma may be so by rounding."""
+    if not gamma:
+        return xp.zeros_like(frequencies)
+    rank = xp.argsort(xp.argsort(xp.abs(frequencies)))
+    return xp.where(rank < 3, IMAGINARY, -1e-6)
 
 
 def degenerate_blocks(frequencies: np.ndarray, tolerance: float = 1e-4) -> list[np.ndarray]:

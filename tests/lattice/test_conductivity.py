@@ -130,7 +130,7 @@ def written_out(x):
                         k_b * (1.0 if classical else y**2 * np.exp(y) / np.expm1(y) ** 2)
                         for y in (h * 1e12 * f / (k_b * kelvin), h * 1e12 * g / (k_b * kelvin))
                     ]
-                    wide = 2e12 * np.pi * (x.gamma[t, q, s] + x.gamma[t, q, other])  # mean of 4 pi gamma
+                    wide = 2e12 * np.pi * (x.gamma_total[t, q, s] + x.gamma_total[t, q, other])  # mean of 4 pi gamma
                     speed2 = np.sum(np.abs(x.velocity_operator[q, :, s, other]) ** 2) * 1e4 / 3
                     value = (f + g) / 4 * (heats[0] / f + heats[1] / g) * speed2 * wide
                     value *= weight / volume / ((2e12 * np.pi * (f - g)) ** 2 + wide**2)
@@ -157,7 +157,8 @@ def test_modes_written_out(nacl, populations):
 def test_boundaries_and_temperatures(nacl):
     _, fc = nacl
     free, bound = (thermal_conductivity(fc, (3, 3, 3), (300, 5000.0), sigma=0.5, boundary=b) for b in (None, 100.0))
-    assert np.allclose(bound.gamma - free.gamma, bound.group_speed / (4 * np.pi * 100.0))
+    assert np.allclose(bound.gamma_total - free.gamma_total, bound.group_speed / (4 * np.pi * 100.0))
+    assert np.array_equal(bound.gamma, free.gamma) and np.all(free.gamma_total >= free.gamma + free.gamma_isotope)
     assert bound.kappa[0, 0, 0] < free.kappa[0, 0, 0] and free.kappa[1, 0, 0] < free.kappa[0, 0, 0]
     # The classical occupation stands for n + 1/2, so both statistics agree to second order in hf/kT.
     classical = thermal_conductivity(fc, (3, 3, 3), (300, 5000.0), sigma=0.5, populations="classical")
@@ -189,7 +190,7 @@ def test_gradient_of_the_public_function(nacl):
         def along(x):
             y = function(fc2 * (1 + x), fc3 * (1 + 0.7 * x))
             seen = y.frequencies[1:]  # at Gamma acoustic modes are rounding
-            return jnp.stack([y.kappa[0, 0, 0], seen.mean(), y.gamma.mean(), y.heat_capacity.mean()])
+            return jnp.stack([y.kappa[0, 0, 0], seen.mean(), y.gamma_total.mean(), y.heat_capacity.mean()])
 
         f = jax.jit(along)
         value, slope = f(0.0), jax.jit(jax.jacrev(along))(0.0)
@@ -210,9 +211,22 @@ def test_small_buffers_are_not_hidden(nacl, buffer):
         short = partial(function.func, *function.args, **(function.keywords | {buffer: 1}))(
             jnp.asarray(fc.fc2), jnp.asarray(fc.fc3)
         )
-    for name in ("kappa", "populations", "coherences", "gamma"):
+    for name in ("kappa", "populations", "coherences", "gamma", "gamma_total"):
         assert np.all(np.isfinite(getattr(whole, name))) and np.all(np.isnan(getattr(short, name))), name
     np.testing.assert_array_equal(short.frequencies, whole.frequencies)
+
+
+def test_imaginary_modes_leave_no_conductivity(nacl):
+    """The pure function has no words to say it: NaN, and the frequencies that are the reason."""
+    _, fc = nacl
+    function = transport_function(fc, (3, 3, 3), sigma=0.5)
+    with double_precision():
+        fc2, fc3 = jnp.asarray(fc.fc2), jnp.asarray(fc.fc3)
+        own = np.flatnonzero(fc.images2.primitive_of == 0)[0]
+        softened = fc2.at[0, own].add(-1.5 * jnp.eye(3))  # a crystal whose first atom wants to leave its site
+        found, steady = function(softened, fc3), function(fc2, fc3)
+    assert np.min(found.frequencies) < -0.1 and np.all(np.isnan(found.kappa)) and np.all(np.isnan(found.gamma))
+    assert np.min(steady.frequencies) > -1e-2 and np.all(np.isfinite(steady.kappa))
 
 
 def test_derivatives_of_isotope_linewidths(monkeypatch):

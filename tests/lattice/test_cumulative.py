@@ -32,7 +32,7 @@ def test_cumulated_conductivity(result, over, temperature):
         expected = 0.0
         for k in range(len(result.weights)):
             for s in range(result.frequencies.shape[1]):
-                f, gamma = result.frequencies[k, s], result.gamma[temperature, k, s]
+                f, gamma = result.frequencies[k, s], result.gamma_total[temperature, k, s]
                 path = result.group_speed[k, s] / (4 * np.pi * gamma) if gamma > 0 else 0.0
                 if (f if over == "frequency" else path) <= x[at]:
                     expected += result.mode_kappa[temperature, k, s]
@@ -42,11 +42,15 @@ def test_cumulated_conductivity(result, over, temperature):
 
 def test_mean_free_path_is_speed_times_lifetime(result):
     path = mean_free_path(result)
-    assert path.shape == result.gamma.shape
-    lifetime = 1 / (2 * 2 * np.pi * result.gamma[1, 2])  # ps: 1/tau is twice the half width, as an angular frequency
+    assert path.shape == result.gamma_total.shape
+    lifetime = 1 / (
+        2 * 2 * np.pi * result.gamma_total[1, 2]
+    )  # ps: 1/tau is twice the half width, as an angular frequency
     np.testing.assert_allclose(path[1, 2], result.group_speed[2] * lifetime, rtol=1e-12)
     assert np.all(path[:, 0, :3] == 0)  # the acoustic modes of Gamma do not move
-    free = replace(result, gamma=np.where(result.gamma == result.gamma[:, 2:3, 3:4], 0.0, result.gamma))
+    free = replace(
+        result, gamma_total=np.where(result.gamma_total == result.gamma_total[:, 2:3, 3:4], 0.0, result.gamma_total)
+    )
     assert np.all(np.isinf(mean_free_path(free)[:, 2, 3]))
     x, kappa = cumulative(free, "mean_free_path", temperature=1)
     assert np.all(np.isfinite(x)) and kappa[-1] == pytest.approx(result.mode_kappa[1].sum() / 27, rel=1e-12)
@@ -61,7 +65,7 @@ def test_coherences_by_pairs_of_frequencies(result):
     boltzmann, planck = 8.617333262e-5, 4.135667696e-3  # eV/K, eV/THz
     expected = np.zeros_like(found)
     for k, weight in enumerate(result.weights):
-        f, gamma, v = result.frequencies[k], result.gamma[1, k], result.velocity_operator[k]
+        f, gamma, v = result.frequencies[k], result.gamma_total[1, k], result.velocity_operator[k]
         for s in range(6):
             for t in range(6):
                 if min(f[s], f[t]) < 1e-4 or abs(f[s] - f[t]) < 1e-4:

@@ -249,6 +249,25 @@ def test_published_sets_equal_the_manifest(shared):
         assert difference["CV300_JKmol"] < 5e-4, (key, difference)
 
 
+def test_correction_keeps_the_symmetry_of_the_grid(shared, same_units):
+    """The sum over dipoles is cut off at a sphere round q, so its value depends on which of equivalent q-points is taken. In
+    the first Brillouin zone stars are equal to rounding, and phonopy's frequencies of its own grid are ours."""
+    fc = published(shared, "dft_phonons/TiO2_anatase.yaml.xz")  # body-centred: the cell of its primitive vectors is skewed
+    mesh = (4, 4, 4)
+    grid = mesh_phonons(fc, mesh, True).grid
+    everywhere = phonons(fc, grid.qpoints, True).frequencies
+    stars = everywhere[grid.irreducible][grid.star]
+    assert np.abs(everywhere - stars).max() < 1e-8
+    outside = phonons(fc, grid.addresses / grid.mesh, True).frequencies
+    assert np.abs(outside - stars).max() > 1e-4  # so it matters
+    reference = theirs(fc, True)
+    reference.run_mesh(mesh, is_gamma_center=True)
+    found, weights = reference.mesh.frequencies, reference.mesh.weights
+    assert np.array_equal(np.sort(weights), np.sort(grid.weights))
+    mine = np.sort(np.repeat(everywhere[grid.irreducible], grid.weights, axis=0), axis=0)
+    assert np.abs(mine - np.sort(np.repeat(found, weights, axis=0), axis=0)).max() < 1e-6
+
+
 @pytest.mark.parametrize("name", ["Si", "NaCl", "NaCl_nac", pytest.param("AlN_wz_nac", marks=pytest.mark.slow)])
 def test_published_frequencies(shared, name):
     """phono3py's frequencies of the same DFT forces: to 1e-12 but for its units, and with NAC for its e^2 of 1986 (4e-7)."""
