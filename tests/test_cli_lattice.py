@@ -346,3 +346,9 @@ def test_stages_tell_how_far_they_are(capsys):
     ]  # fmt: skip
     assert re.fullmatch(r"force constants: 2 displaced cells: \d+ s", lines[4]) and len(lines) == 5
     assert set(stages.took["force_constants"]) == {"seconds", "cpu_seconds", "compile_seconds"}
+
+
+def test_a_mesh_that_breaks_the_symmetry_is_refused_before_anything_is_computed(in_folder, monkeypatch, capsys):
+    forbid(monkeypatch, *STAGES)
+    assert call(*WIGNER[:5], "3", "3", "4", *SMALL) == 2
+    assert "(3, 3, 4) breaks the symmetry" in capsys.readouterr().err

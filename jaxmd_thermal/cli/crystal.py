@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,14 @@ def plan(source: Source) -> Any:
 
 
 def default_mesh(source: Source) -> tuple[int, int, int]:
-    """Mesh of the primitive cell for densities of states."""
-    reciprocal = plan(source).crystal.reciprocal
-    return tuple(max(1, round(POINTS_LENGTH * float(np.linalg.norm(b)))) for b in reciprocal)  # type: ignore[return-value]
+    """Mesh of the primitive cell for densities of states; equal numbers along axes that a rotation mixes."""
+    from jaxmd_thermal.lattice import symmetry
+
+    crystal = plan(source).crystal
+    mixed = np.any(symmetry.point_group(crystal) != 0, axis=0).astype(int)
+    together = np.linalg.matrix_power(mixed + mixed.T, 2) > 0  # three axes: any two are at most two steps apart
+    points = np.maximum(1, np.round(POINTS_LENGTH * np.linalg.norm(crystal.reciprocal, axis=1))).astype(int)
+    return tuple(int(max(points[row])) for row in together)  # type: ignore[return-value]
 
 
 def times(three: Any) -> str:
@@ -165,9 +170,13 @@ def _evaluations(source: Source, atoms: Any) -> str:
 
 def conductivity_stage(
     constants: Any, mesh: Any, method: str, options: Mapping[str, Any], source: Source, atoms: Any, folder: Any,
-    stages: Callable,
+    stages: Callable, unstable: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Entries of results.json of one method, with the mode file written; from the folder if they are there already."""
+    """Entries of results.json of one method, with the mode file written; from the folder if they are there already.
+
+    `unstable` says what is imaginary on the mesh or along the bands (empty: nothing) and makes the conductivity invalid; None:
+    only the mesh has been looked at.
+    """
     from jaxmd_thermal.lattice.conductivity import thermal_conductivity
 
     key = source.full_key() | {"mesh": list(mesh), **options}
@@ -177,11 +186,13 @@ def conductivity_stage(
         return kept
     with stages(method, f"mesh {times(mesh)}"):
         result = thermal_conductivity(constants, mesh, method=method, **options)
+    if unstable:
+        result = replace(result, invalid=unstable)
     write_modes(folder.path / name, result)
     theirs = folder.path / "phono3py" / method
     theirs.mkdir(parents=True, exist_ok=True)
     kappa_file = result.save(theirs).relative_to(folder.path)
-    found = entries_of(result, atoms, name, str(kappa_file))
+    found = entries_of(result, atoms, name, str(kappa_file), unstable is not None)
     folder.save_entries(method, key, found, stages.took[method])
     return found
 
@@ -197,11 +208,13 @@ def write_modes(path: Path, result: Any) -> None:
     write_arrays(path, arrays, facts)
 
 
-def entries_of(result: Any, atoms: Any, mode_file: str, kappa_file: str) -> list[dict[str, Any]]:
+def entries_of(
+    result: Any, atoms: Any, mode_file: str, kappa_file: str, bands_seen: bool = False
+) -> list[dict[str, Any]]:
     """Entries of results.json, one a temperature, with the names of both mode files. None has a statistical error."""
     from jaxmd_thermal.transport.results import ConductivityResult, to_json
 
-    verdict = judge(result, atoms)
+    verdict = judge(result, atoms, bands_seen)
     crystal, valid = result.crystal, not result.invalid
     found = []
     for k, temperature in enumerate(result.temperatures):
@@ -220,7 +233,7 @@ def entries_of(result: Any, atoms: Any, mode_file: str, kappa_file: str) -> list
     return found
 
 
-def judge(result: Any, atoms: Any) -> Any:
+def judge(result: Any, atoms: Any, bands_seen: bool = False) -> Any:
     """Whether the conductivity can be used, and what one run cannot tell."""
     from jaxmd_thermal.transport.results import Verdict
 
@@ -234,18 +247,18 @@ def judge(result: Any, atoms: Any) -> Any:
     mesh = times(result.settings["mesh"])
     return Verdict(
         True,
-        f"no imaginary modes on the {mesh} mesh; mesh and supercells were not varied",
+        f"no imaginary modes on the {mesh} mesh{' and along the bands' if bands_seen else ''}; mesh and supercells were not varied",
     )
 
 
-def write_phonons(path: Path, constants: Any, mesh: Any, nac: bool, more: Mapping[str, Any] | None = None) -> Any:
-    """Bands along the standard path and densities of states, with other arrays of `more`; returns the bands."""
+def write_phonons(
+    path: Path, constants: Any, solved: Any, along: Any, more: Mapping[str, Any] | None = None
+) -> None:
+    """Bands and, from the phonons of a mesh with eigenvectors, densities of states, with other arrays of `more`."""
     from jaxmd_thermal.io.hdf5 import write_arrays
-    from jaxmd_thermal.lattice.density import density_of_states, mesh_phonons
-    from jaxmd_thermal.lattice.phonons import bands
+    from jaxmd_thermal.lattice.density import density_of_states
 
-    along = bands(constants, nac)
-    dos = density_of_states(mesh_phonons(constants, mesh, nac, eigenvectors=True), projected=True)
+    dos = density_of_states(solved, projected=True)
     tree = {
         "bands": {
             "distance": {f"{i:03d}": d for i, d in enumerate(along.distances)},
@@ -259,4 +272,12 @@ def write_phonons(path: Path, constants: Any, mesh: Any, nac: bool, more: Mappin
         "units": "distance 1/Å without 2 pi; frequencies THz; densities 1/THz per primitive cell",
     }  # fmt: skip
     write_arrays(path, tree, notes)
-    return along
+
+
+def everywhere(solved: Any, along: Any) -> Any:
+    """The phonons of a mesh and of the bands in one, without eigenvectors: a mode may be imaginary on either alone."""
+    from jaxmd_thermal.lattice.phonons import Phonons
+
+    parts = [solved.phonons, *along.phonons]
+    q, f = (np.concatenate([getattr(p, name) for p in parts]) for name in ("qpoints", "frequencies"))
+    return Phonons(q, f, None, None, solved.phonons.crystal)

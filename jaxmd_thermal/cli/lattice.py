@@ -18,6 +18,7 @@ from jaxmd_thermal.cli.crystal import (
     conductivity_stage,
     crystal_and_constants,
     default_mesh,
+    everywhere,
     plan,
     smallest_supercell,
     times,
@@ -25,13 +26,19 @@ from jaxmd_thermal.cli.crystal import (
 )
 from jaxmd_thermal.cli.progress import Stages, announce, summary
 from jaxmd_thermal.cli.settings import require, settings_for
-from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.errors import InputError, UnstableError
 
 CURVE_KELVIN = 1000.0
+CUBIC = 195
+"""The first space group of the cubic crystals."""
 
 
 def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool = False, show: bool = True) -> int:
     """`phonons` and `wigner`: check everything, compute what is not there yet, write, report. Returns the exit code."""
+    from jaxmd_thermal.lattice import symmetry
+    from jaxmd_thermal.lattice.grid import make_grid
+    from jaxmd_thermal.lattice.isotopes import mass_variances
+
     quiet_compiler()
     settings = settings_for(verb, typed, config)
     source = source_of(verb, settings)
@@ -41,9 +48,12 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
     out = Path(settings.out) if settings.out else _default_directory(verb, settings)
     announce(_introduction(verb, settings, source, mesh, out))
     planned = plan(source)
+    make_grid(planned.crystal.lattice, mesh, symmetry.point_group(planned.crystal))  # refuses what breaks the symmetry
     if verb == "wigner":
         from jaxmd_thermal.lattice.problem import refuse_too_large
 
+        if settings.isotopes:
+            mass_variances(planned.crystal.numbers)  # refuses elements without natural isotopes
         for method in settings.method:
             refuse_too_large(planned, mesh, len(settings.temperature), method=method)
     if dry_run:
@@ -96,6 +106,10 @@ def source_of(verb: str, settings: Any) -> Source:
             f"lattice dynamics needs a crystal that is periodic in three directions; '{settings.structure}' is periodic along "
             f"{''.join(a for a, p in zip('abc', atoms.pbc) if p) or 'none'}"
         )
+    if getattr(settings, "quasi_harmonic", None):
+        from jaxmd_thermal.lattice.quasi_harmonic import volume_factors
+
+        volume_factors(settings.quasi_harmonic)
     third = None
     if verb == "wigner":
         third = settings.fc3_supercell or smallest_supercell(atoms, FACES3)
@@ -112,6 +126,8 @@ def _from_files(verb: str, settings: Any) -> Source:
     from jaxmd_thermal.lattice.force_constants import ForceConstants
 
     require(settings, verb, *(["mesh"] if verb == "wigner" else []))
+    if getattr(settings, "quasi_harmonic", None):
+        raise InputError("--quasi-harmonic needs the energies of other volumes, which only a --potential can give: drop it")
     files = ForceConstants.from_phono3py(settings.force_constants)
     if verb == "wigner" and files.fc3 is None:
         raise InputError(
@@ -147,24 +163,31 @@ def _introduction(verb: str, settings: Any, source: Source, mesh: Any, out: Path
                 chosen = "" if getattr(settings, name) else f", the smallest with {faces:g} Å between its faces"
                 order = "second" if name == "supercell" else "third"
                 lines.append(f"  {order} order: supercell {times(value)}, {atoms} atoms{chosen}")
+    elif source.files.crystal.born is not None:
+        used = "used (--no-nac: not)" if _uses_nac(settings, source) else "not used (--nac: used)"
+        lines.append(f"  Born charges are known; the non-analytic correction is {used}")
     return "\n".join(lines)
 
 
 def _wigner(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages) -> dict[str, Any]:
     from jaxmd_thermal._backend import versions
     from jaxmd_thermal.io.lattice_directory import LatticeDirectory
+    from jaxmd_thermal.lattice.density import mesh_phonons
+    from jaxmd_thermal.lattice.phonons import bands
 
     folder = LatticeDirectory(out)
     atoms, constants = crystal_and_constants(source, folder, stages)
+    with stages("phonons", "bands and density of states"):
+        solved, along = mesh_phonons(constants, mesh, settings.nac, eigenvectors=True), bands(constants, settings.nac)
+        write_phonons(out / "phonons.hdf5", constants, solved, along)
+        unstable = everywhere(solved, along).describe_imaginary()
     entries = []
     for method in settings.method:
         options = {
             "temperatures": list(settings.temperature), "sigma": settings.sigma, "isotopes": settings.isotopes,
             "nac": settings.nac, "boundary": settings.boundary, "populations": settings.populations,
         }  # fmt: skip
-        entries += conductivity_stage(constants, mesh, method, options, source, atoms, folder, stages)
-    with stages("phonons", "bands and density of states"):
-        write_phonons(out / "phonons.hdf5", constants, mesh, settings.nac)
+        entries += conductivity_stage(constants, mesh, method, options, source, atoms, folder, stages, unstable)
     return document(entries, constants, _facts(settings, source, mesh, atoms), versions()) | {"stages": folder.times}
 
 
@@ -172,15 +195,16 @@ def _phonons(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages
     from jaxmd_thermal._backend import versions
     from jaxmd_thermal.io.lattice_directory import LatticeDirectory
     from jaxmd_thermal.lattice.density import mesh_phonons
+    from jaxmd_thermal.lattice.phonons import bands
     from jaxmd_thermal.lattice.thermodynamics import mean_square_displacements, thermodynamics
     from jaxmd_thermal.transport.results import write_json
 
     folder = LatticeDirectory(out)
     atoms, constants = crystal_and_constants(source, folder, stages)
-    kelvin = np.array(settings.temperature)
+    kelvin, nac = np.array(settings.temperature), _uses_nac(settings, source)
     grid = np.linspace(0.0, max(CURVE_KELVIN, float(kelvin.max())), 101)
     with stages("phonons", f"mesh {times(mesh)}"):
-        solved = mesh_phonons(constants, mesh, settings.nac, eigenvectors=True)
+        solved, along = mesh_phonons(constants, mesh, nac, eigenvectors=True), bands(constants, nac)
         curve, at = thermodynamics(solved, grid), thermodynamics(solved, kelvin)
         moved = mean_square_displacements(solved, kelvin)
         more: dict[str, Any] = {
@@ -190,23 +214,32 @@ def _phonons(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages
                 "u2": _mean_square(mean_square_displacements(solved, grid[1:])),
             },
         }
-    expansion = None
+    expansion = equilibrium = None
     if settings.grueneisen:
         with stages("grueneisen", "volumes of ±1 %" if source.files is None else "third order"):
             expansion, arrays = _expansion(settings, source, atoms, constants, mesh, kelvin)
             more["grueneisen"] = arrays
-    along = write_phonons(out / "phonons.hdf5", constants, mesh, settings.nac, more)
+    if settings.quasi_harmonic:
+        from jaxmd_thermal.lattice.quasi_harmonic import POINTS
+
+        low, high = settings.quasi_harmonic
+        with stages("quasi_harmonic", f"{POINTS} volumes from {low:g} to {high:g}"):
+            equilibrium, more["quasi_harmonic"] = _quasi_harmonic(settings, source, atoms, mesh, kelvin)
+    write_phonons(out / "phonons.hdf5", constants, solved, along, more)
     crystal = constants.crystal
     facts = _facts(settings, source, mesh, atoms)
-    imaginary = [{"q": list(q), "band": band, "frequency_THz": f} for q, band, f in solved.phonons.imaginary]
+    seen = everywhere(solved, along)
+    # Segments of the path share their ends.
+    imaginary = [{"q": list(q), "band": band, "frequency_THz": f} for q, band, f in dict.fromkeys(seen.imaginary)]
     on_path = min((p.frequencies.min() for p in along.phonons), default=0.0)
     write_json(
         {
             "temperatures_K": kelvin, "free_energy_kJ_mol": at.free_energy, "entropy_J_mol_K": at.entropy,
             "heat_capacity_J_mol_K": at.heat_capacity, "zero_point_kJ_mol": at.zero_point,
             "excluded_share": at.excluded, "mean_square_displacements_A2": moved, "numbers": crystal.numbers,
-            "imaginary": solved.phonons.describe_imaginary(), "imaginary_modes": imaginary,
+            "imaginary": seen.describe_imaginary(), "imaginary_modes": imaginary,
             "lowest_frequency_of_bands_THz": float(on_path), "grueneisen": expansion,
+            "quasi_harmonic": equilibrium,
             "n_atoms": len(crystal.numbers), "volume_A3": crystal.volume, "settings": facts, "versions": versions(),
         },
         out / "phonons.json",
@@ -220,26 +253,61 @@ def _mean_square(tensor: np.ndarray) -> np.ndarray:
 
 
 def _expansion(settings, source: Source, atoms, constants, mesh, kelvin) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(averages for phonons.json, mode parameters for the figure); the linear expansion needs a potential."""
+    """(averages for phonons.json, mode parameters for the figure); the expansion needs a potential."""
+    from jaxmd_thermal.lattice.expansion import thermal_expansion
     from jaxmd_thermal.lattice.grueneisen import bulk_modulus, grueneisen, grueneisen_from_fc3
+    from jaxmd_thermal.lattice.symmetry import space_group
 
+    modulus = tensor = None
+    why = "the expansion needs a potential: elastic stiffness is not in the files"
     if source.files is not None:
-        found, modulus = grueneisen_from_fc3(constants, mesh, settings.nac), None
+        found = grueneisen_from_fc3(constants, mesh, _uses_nac(settings, source))
     else:
-        found = grueneisen(
-            source.potential,
-            atoms,
-            source.supercell,
-            mesh,
-            displacement=source.displacement,
-            batch_size=source.batch_size,
-        )
-        modulus = bulk_modulus(source.potential, atoms)
+        options = {"displacement": source.displacement, "batch_size": source.batch_size}
+        found = grueneisen(source.potential, atoms, source.supercell, mesh, **options)
+        if space_group(atoms)[1] >= CUBIC:
+            modulus = bulk_modulus(source.potential, atoms)
+            tensor = found.linear_expansion(kelvin, modulus)[:, None, None] * np.eye(3)
+        elif source.protocol == "converged":
+            try:
+                strained = thermal_expansion(source.potential, atoms, source.supercell, mesh, kelvin, **options)
+                modulus, tensor = strained.bulk_modulus, strained.expansion
+            except UnstableError as error:
+                why = str(error)
+        else:
+            why = "the expansion of a crystal that is not cubic needs its relaxed cell: --protocol converged"
     averages = {
-        "mean": found.mean(kelvin), "bulk_modulus_GPa": modulus,
-        "linear_expansion_1_K": None if modulus is None else found.linear_expansion(kelvin, modulus),
+        "mean": found.mean(kelvin), "bulk_modulus_GPa": modulus, "expansion_1_K": tensor,
+        "volumetric_expansion_1_K": None if tensor is None else np.trace(tensor, axis1=1, axis2=2),
+        "invalid": why if tensor is None else "",
     }  # fmt: skip
     return averages, {"frequencies": found.mesh.frequencies, "gamma": found.gamma}
+
+
+def _quasi_harmonic(settings, source: Source, atoms, mesh, kelvin) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values at the temperatures asked for, curves from 0 K on); why there are none, if the free energy has no minimum."""
+    from jaxmd_thermal.lattice.quasi_harmonic import quasi_harmonic
+
+    grid = np.unique([*np.linspace(0.0, float(kelvin.max()), 31), *kelvin])
+    try:
+        found = quasi_harmonic(
+            source.potential, atoms, source.supercell, mesh, grid, volumes=settings.quasi_harmonic,
+            displacement=source.displacement, batch_size=source.batch_size,
+        )  # fmt: skip
+    except (InputError, UnstableError) as error:
+        return {"invalid": str(error)}, {}
+    at = np.searchsorted(grid, kelvin)
+    values = {
+        "volume_A3": found.volume[at], "bulk_modulus_GPa": found.bulk_modulus[at],
+        "volumetric_expansion_1_K": found.expansion[at], "invalid": "",
+    }  # fmt: skip
+    return values, asdict(found)
+
+
+def _uses_nac(settings: Any, source: Source) -> bool:
+    """Not said: where Born charges are known."""
+    known = source.files is not None and source.files.crystal.born is not None
+    return known if settings.nac is None else settings.nac
 
 
 def document(entries: list, constants: Any, facts: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
@@ -258,7 +326,7 @@ def document(entries: list, constants: Any, facts: Mapping[str, Any], versions: 
 def _facts(settings: Any, source: Source, mesh: Any, atoms: Any) -> dict[str, Any]:
     """Settings as they were used: defaults filled in, and the relaxed cell."""
     plain = {k: v for k, v in settings.model_dump(mode="json").items() if v not in (None, [], "") and k != "out"}
-    plain |= {"mesh": list(mesh), "nac": settings.nac}
+    plain |= {"mesh": list(mesh), "nac": _uses_nac(settings, source)}
     if source.files is not None:
         return {k: v for k, v in plain.items() if k not in ("displacement", "ad", "protocol")}
     plain |= {"supercell": list(source.supercell or ())}

@@ -206,7 +206,7 @@ def _rotated(addresses, mesh, operations) -> np.ndarray:
             raise InputError(
                 f"mesh {tuple(int(m) for m in mesh)} breaks the symmetry of the crystal: the rotation "
                 f"{operation.tolist()} of reciprocal space does not map it onto itself; use equal numbers along "
-                "axes that symmetry makes equal, or rotations=None"
+                "axes that symmetry makes equal or mixes"
             )
         a = np.mod(addresses @ whole.T, mesh)
         result[k] = a[:, 0] + mesh[0] * (a[:, 1] + mesh[1] * a[:, 2])

@@ -7,6 +7,7 @@ import pytest
 import spglib
 
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.grid import make_grid, make_triplets, relative_tetrahedra, shortest_addresses
 
 FCC = 2.8538 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0.0]])
@@ -101,3 +102,26 @@ def test_errors_name_the_remedy():
         make_grid(FCC, (4, 4, 0.5))
     with pytest.raises(InputError, match=r"\(4, 4, 5\) breaks the symmetry"):
         make_grid(FCC, (4, 4, 5), rotations(ROCKSALT))
+
+
+@pytest.mark.parametrize(
+    ("lattice", "equal"),
+    [
+        ([[-1.6, 1.6, 2.5], [1.6, -1.6, 2.5], [1.6, 1.6, -2.5]], "all"),  # body-centred tetragonal
+        ([[-1.5, 1.8, 2.5], [1.5, -1.8, 2.5], [1.5, 1.8, -2.5]], "all"),  # body-centred orthorhombic
+        ([[3.0, 0, 0], [-1.5, 1.5 * 3**0.5, 0], [0, 0, 5.0]], "two"),  # hexagonal
+        ([[3.0, 0, 0], [0, 4.0, 0], [0, 0, 5.0]], "none"),
+        ([[2.0, 1.5, 0], [-2.0, 1.5, 0], [-1.0, 0, 6.0]], "two"),  # centred monoclinic
+    ],
+)
+def test_default_mesh_keeps_the_symmetry(lattice, equal):
+    """Reciprocal vectors of different lengths are mixed by rotations of centred cells; any mesh that is chosen must be valid."""
+    from ase import Atoms
+
+    from jaxmd_thermal.cli.crystal import Source, default_mesh, plan
+
+    source = Source(None, Atoms("Ar", cell=lattice, pbc=True), supercell=(1, 1, 1))
+    mesh, crystal = default_mesh(source), plan(source).crystal
+    make_grid(crystal.lattice, mesh, symmetry.point_group(crystal))
+    assert len(set(mesh)) == {"all": 1, "two": 2, "none": 3}[equal]
+    assert np.all(np.array(mesh) >= np.round(60 * np.linalg.norm(crystal.reciprocal, axis=1)))
