@@ -62,7 +62,7 @@ INVENTED = ("energy-replay", "energy-at-rest")
 """Variants that replay invented crystals, too."""
 
 HELD_OUT = 4
-"""One in so many compositions of the solids is never replayed: forgetting is measured there."""
+"""One in so many compositions of the solids is never replayed: forgetting is measured there, and limited on half of them."""
 
 PROTOTYPES = 100
 """Invented crystals in the replay."""
@@ -91,39 +91,46 @@ def main(options) -> int:
     settings = load_training(options.config, changes)
     result, forgotten = trained(settings, out)
     document = {"variant": options.variant, "steps": result.steps, "stopped": result.stopped, "forgotten": forgotten}
-    announce(f"changed on rattled structures that were not replayed: {json.dumps(forgotten)}")
+    announce(f"changed on other copies of the replayed structures: {json.dumps(forgotten)}")
     named, functionals = compounds_of((), str(data / "manifest.csv"), ("validation",))
     if options.evaluate:
         named = {k: v for k, v in named.items() if k in options.evaluate}
     from jaxmd_thermal.io.models import load_potential
 
-    models = {START: load_potential(START), "this run": result.potential, PUBLISHED: load_potential(PUBLISHED)}
+    models = {START: load_potential(START), "this run": result.potential}
+    halves: dict[str, list] = {}
+    if options.solids.is_file():
+        from jaxmd_thermal.io.exported import save_potential
+        from jaxmd_thermal.training.replay import forgetting, interpolated, kept_share, rattled
+
+        _, *apart = parted(options.solids, data)
+        halves = {k: rattled(v, 1, seed=1) for k, v in zip(("where it was chosen", "elsewhere"), apart)}
+        share, seen = kept_share(models[START], result.potential, halves["where it was chosen"], batch_size=8)
+        announce(f"share of the change that is kept: {share:g}, {json.dumps(seen)}")
+        models["kept share"] = interpolated(models[START], result.potential, share)
+        save_potential(models["kept share"], out / "kept_share", overwrite=True)
+        document["share"] = share
+    models[PUBLISHED] = load_potential(PUBLISHED)
     tables = evaluated(models, named, functionals)
     announce(summary_of(tables))
     written(tables, out)
-    for name in ("this run", PUBLISHED):
+    for name in list(models)[1:]:
         ratios = {g: tables[name].relative_to(tables[START], functional=g) for g in sorted(set(functionals.values()))}
         # A functional without a stable compound has none.
         document[name] = {g: r for g, r in ratios.items() if np.isfinite(r)}
         document[name]["all stable"] = tables[name].relative_to(tables[START])
-        if options.solids.is_file():
-            document[name]["changed_on_solids"] = changed(models[START], models[name], options.solids, data)
-            announce(
-                f"{name}, changed on rattled solids that were not trained on: {document[name]['changed_on_solids']}"
-            )
+        if halves:
+            rows = halves | {"both": [frame for half in halves.values() for frame in half]}
+            moved = {k: forgetting(models[START], models[name], rows[k], batch_size=8) for k in rows}
+            document[name]["changed_on_solids"] = moved
+            announce(f"{name}, changed on rattled solids that were not replayed: {json.dumps(moved)}")
     (out / "summary.json").write_text(json.dumps(document, indent=1))
     return 0
 
 
-def changed(base, potential, solids: Path, data: Path) -> dict[str, float]:
-    """RMS change of energies, forces and stresses on rattled solids of a file that were neither trained on nor replayed."""
-    from jaxmd_thermal.training.replay import forgetting, rattled
-
-    return forgetting(base, potential, rattled(parted(solids, data)[1], 1, seed=1), batch_size=8)
-
-
-def parted(solids: Path, data: Path) -> tuple[list, list]:
-    """(replayed, never replayed) solids of a file, by composition; those of the phonon data are in neither."""
+def parted(solids: Path, data: Path) -> tuple[list, list, list]:
+    """Solids of a file, by composition: replayed; never replayed, half of which the share that is kept is chosen on, and half on
+    which it is judged. Those of the phonon data are in none."""
     from ase.io import read
 
     known = known_compositions(data)
@@ -133,7 +140,7 @@ def parted(solids: Path, data: Path) -> tuple[list, list]:
     kept = [polymorphs for key, polymorphs in found.items() if key not in known]
     unseen = kept[HELD_OUT - 1 :: HELD_OUT]
     del kept[HELD_OUT - 1 :: HELD_OUT]
-    return [a for each in kept for a in each], [a for each in unseen for a in each]
+    return tuple([a for each in part for a in each] for part in (kept, unseen[::2], unseen[1::2]))  # type: ignore[return-value]
 
 
 def replayed(data: Path, solids: Path, folder: Path, invented: bool) -> Path:

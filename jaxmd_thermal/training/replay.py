@@ -113,10 +113,61 @@ def forgetting(
 
     Returns: `energy_meV_atom` (over structures), `forces_meV_A` (over components), `stress_GPa`.
     """
+    before = labelled(base, frames, batch_size=batch_size, dtype=dtype)
+    return _changes(before, labelled(potential, frames, batch_size=batch_size, dtype=dtype))
+
+
+def interpolated(base: Any, tuned: Any, share: float) -> Any:
+    """The potential between a base model and what was trained from it: base + share (tuned - base), leaf by leaf.
+
+    Wortsman et al., CVPR 2022, 7959 (robust fine-tuning of zero-shot models): on the way from one to the other what was learnt
+    comes early and what was forgotten late.
+
+    Raises:
+      InputError: a share outside 0 to 1, or potentials of different parameters.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise InputError(f"share is {share}; it must lie between 0 (the base model) and 1 (the trained one)")
+    before, after = jax.tree.leaves(base), jax.tree.leaves(tuned)
+    if [np.shape(x) for x in before] != [np.shape(x) for x in after]:
+        raise InputError("the potentials have different parameters: one of them must have been trained from the other")
+    mixed = [
+        np.asarray(a + share * (np.asarray(b, float) - a), np.asarray(b).dtype)
+        if np.issubdtype(np.asarray(b).dtype, np.floating)
+        else b
+        for a, b in zip(before, after, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tuned), mixed)
+
+
+def kept_share(
+    base: Any, tuned: Any, frames: Sequence[Frame], energy: float = 5.0, forces: float = 20.0, *, steps: int = 20,
+    batch_size: int = 1, dtype: str = "float32",
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    """The largest share of a fine-tuning (`interpolated`) that changes other structures no more than allowed.
+
+    Args:
+      base, tuned: the base model and what was trained from it.
+      frames: structures that were not replayed, nor are those on which the result will be judged.
+      energy, forces: meV/atom and meV/Å, root mean squares as of `forgetting`.
+      steps: shares that are tried, in equal steps from 0 up to the first that is too large.
+
+    Returns: the share, 0 if none is small enough, and `forgetting` at it.
+    """
+    before = labelled(base, frames, batch_size=batch_size, dtype=dtype)
+    share, found = 0.0, _changes(before, before)
+    for step in range(1, steps + 1):  # the changes grow along the way
+        mixed = interpolated(base, tuned, step / steps)
+        more = _changes(before, labelled(mixed, frames, batch_size=batch_size, dtype=dtype))
+        if more["energy_meV_atom"] > energy or more["forces_meV_A"] > forces:
+            break
+        share, found = step / steps, more
+    return share, found
+
+
+def _changes(before: Sequence[Frame], after: Sequence[Frame]) -> dict[str, float]:
     from jaxmd_thermal.units import GPA
 
-    before = labelled(base, frames, batch_size=batch_size, dtype=dtype)
-    after = labelled(potential, frames, batch_size=batch_size, dtype=dtype)
     pairs = list(zip(before, after, strict=True))
 
     def rms(changes: list[Any]) -> float:

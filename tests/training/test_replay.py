@@ -14,7 +14,7 @@ from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.potentials import LennardJones
 from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, Stress
 from jaxmd_thermal.training.records import CoTraining
-from jaxmd_thermal.training.replay import forgetting, labelled, rattled, replay
+from jaxmd_thermal.training.replay import forgetting, interpolated, kept_share, labelled, rattled, replay
 
 BASE = LennardJones(0.0104, 3.4, 5.5, "switch", switch_start=4.0)
 
@@ -60,6 +60,26 @@ def test_forgetting_in_closed_form():
 
 
 @pytest.mark.slow
+def test_share_of_a_fine_tuning_in_closed_form():
+    """Everything is linear in epsilon: a share of its change makes that share of the changes, energies and forces alike."""
+    tuned = LennardJones(0.0116, 3.4, 5.5, "switch", switch_start=4.0)
+    frames = rattled([bulk("Ar", "fcc", a=5.4, cubic=True)] * 3)
+    assert interpolated(BASE, tuned, 0.25).epsilon == pytest.approx(0.0107, rel=1e-12)
+    whole = forgetting(BASE, tuned, frames, dtype="float64")
+    for name, limits in (("energy_meV_atom", {"forces": np.inf}), ("forces_meV_A", {"energy": np.inf})):
+        limit = {name.split("_")[0]: 0.57 * whole[name]}
+        share, found = kept_share(BASE, tuned, frames, **limits, **limit, dtype="float64")
+        assert share == 0.55  # in steps of a twentieth
+        assert found == pytest.approx({k: 0.55 * v for k, v in whole.items()}, rel=1e-9)
+    assert kept_share(BASE, tuned, frames, 1e-9, np.inf)[0] == 0.0
+    assert kept_share(BASE, tuned, frames, np.inf, np.inf)[0] == 1.0
+    for share in (-0.1, 1.1):
+        with pytest.raises(InputError, match="between 0"):
+            interpolated(BASE, tuned, share)
+    with pytest.raises(InputError, match="different parameters"):
+        interpolated(BASE, LennardJones(np.full((2, 2), 0.01), 3.4, 5.5, species=(18, 36)), 0.5)
+
+
 def test_co_training_keeps_what_fine_tuning_forgets():
     """Softer force constants at one volume: without replay the energies of other structures follow, with it far less."""
     atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
