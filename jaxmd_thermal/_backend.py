@@ -264,3 +264,20 @@ def writable_directory(path: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to '{path}': {error.strerror or error}; choose another --out") from error
     return path
+
+
+def available_memory() -> float:
+    """Bytes that the default device can still allocate; for CPUs the host's free memory, its whole where only that is known."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        # With what the cache of files would give back; swap, and what this process has already, are not in it.
+        return 1024.0 * int(facts["MemAvailable"].split()[0]) + 2e9
+    except (OSError, KeyError, ValueError):
+        known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if known else float("inf")

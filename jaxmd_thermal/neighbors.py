@@ -286,7 +286,7 @@ def outdated(neighbors: NeighborList, positions, cell):
         deformation = jnp.linalg.inv(old) @ new
     strain = jnp.sqrt(jnp.sum((deformation - jnp.eye(3)) ** 2))
     moved = positions - neighbors.reference_positions @ deformation
-    # The largest displacement of a drifting but otherwise rigid structure must not count.
+    # A drift of the whole structure counts as well, though it changes no distance: it costs rebuilds, never a pair.
     furthest = jnp.sqrt(jnp.max(jnp.sum(moved**2, axis=-1)))
     reach = plan.reach * jnp.maximum(1.0 - strain, 0.0)
     # Written so that NaN asks for a rebuild, which then reports NON_FINITE.

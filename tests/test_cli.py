@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -92,6 +93,14 @@ def fake_green_kubo(monkeypatch):
         (
             ["green-kubo", "argon", "--potential", "lj-argon", "--temperature", "5"],
             r"unknown potential 'lj-argon', did you",
+        ),
+        (
+            ["green-kubo", "argon", "--potential", "lj", *GREEN_KUBO[4:], "--sizes", "2", "2", "2"],
+            r"unknown potential 'lj'",
+        ),
+        (
+            [*GREEN_KUBO, "--sizes", "2", "2", "2", "--volume", "500"],
+            r"--volume is 500 Å\^3, but the cells of --sizes have volumes of their own: .*--thickness for a slab",
         ),
         (["hnemd", *GREEN_KUBO[1:]], r"hnemd needs --driving-force"),
         (["resume", "nowhere"], r"'nowhere' holds no command.json"),
@@ -281,11 +290,40 @@ def test_sizes_are_compared(in_folder, fake_green_kubo):
     assert call("resume", "s") == 0
 
 
+def test_sizes_are_resumed_and_a_folder_of_another_run_is_refused_first(
+    in_folder, fake_green_kubo, monkeypatch, capsys
+):
+    sizes = [*GREEN_KUBO, "--steps", "3000", "--sizes", "1", "1", "1", "--sizes", "2", "1", "1", "--out", "s"]
+    simulation = jaxmd_thermal.green_kubo
+
+    @functools.wraps(simulation)
+    def killed_in_the_second(*args, **options):
+        if len(fake_green_kubo) == 1:
+            raise KeyboardInterrupt
+        return simulation(*args, **options)
+
+    assert call(*sizes, "--dry-run") == 0 and not list(in_folder.iterdir())
+    monkeypatch.setattr(jaxmd_thermal, "green_kubo", killed_in_the_second)
+    assert call(*sizes) == 130
+    monkeypatch.setattr(jaxmd_thermal, "green_kubo", simulation)
+    assert call("resume", "s") == 0
+    document = json.loads((in_folder / "s" / "results.json").read_text())
+    assert [r["n_atoms"] for r in document["results"][0]["details"]["sizes"]] == [4, 8]
+    computed = len(fake_green_kubo)
+    assert call(*sizes, "--seed", "5") == 2 and "seed 0 there, 5 here" in capsys.readouterr().err
+    assert len(fake_green_kubo) == computed, "refused before anything is computed"
+
+
 def test_dry_run_computes_nothing(in_folder, fake_green_kubo, capsys):
     assert call(*GREEN_KUBO, "--supercell", "4", "4", "4", "--dry-run") == 0
     shown = capsys.readouterr().out
     for wanted in ("256 atoms x 4 replicas", "0.4 ns", "time", "memory", "disk"):
         assert wanted in shown
+    field = ["--driving-force", "0.001", "0", "0", "--replicas", "16", "--supercell", "8", "8", "8"]
+    assert call("hnemd", *GREEN_KUBO[1:], *field, "--dry-run") == 0
+    memory = re.search(r"memory +about (\S+) GB", capsys.readouterr().out)
+    # Three times 2 x 201 lags x 2048 atoms x 3 numbers of 8 bytes x 16 replicas are 0.95 GB, the process is 0.6 GB.
+    assert 1.5 < float(memory[1]) < 1.7
     assert fake_green_kubo == [] and not list(in_folder.iterdir())
 
 
@@ -376,19 +414,20 @@ def test_the_memory_of_the_spectrum_fits_the_run(steps, lags, used):
     assert options["spectral_lags"] == used and options["driving_force"] == (0.01, 0.0, 0.0)
 
 
-def test_progress_lines(capsys):
+def test_progress_lines(capsys, monkeypatch):
     from types import SimpleNamespace
 
+    spent = iter([3.0, *[15.4] * 100])  # other programs took 3 s before this run began, its own then 12.4 s
+    monkeypatch.setattr("jaxmd_thermal.cli.progress.compile_seconds", lambda: next(spent))
     show = _Lines()
     facts = dict(stage="production", steps=100, ns_per_day=1.5, eta_s=125.0, temperature=50.04, drift=2e-8)
     show(SimpleNamespace(**facts | dict(step=0, compiling=True)))
     for step in range(0, 101, 5):
         show(SimpleNamespace(**facts | dict(step=step, compiling=False)))
     lines = capsys.readouterr().err.splitlines()
-    assert "compiling (once)" in lines[0] and len(lines) <= 12
-    assert state_line(SimpleNamespace(**facts, compiling=False)) == (
-        "1.5 ns/day, 50.0 K, drift 0.02 µeV/atom, 2.1 min left"
-    )
+    assert lines[0] == "production: step 0 of 100, compiling (once)" and len(lines) <= 12
+    assert lines[1].endswith("left, compiled in 12 s") and not any("compil" in line for line in lines[2:])
+    assert state_line(SimpleNamespace(**facts)) == ("1.5 ns/day, 50.0 K, drift 0.02 µeV/atom, 2.1 min left")
     assert [duration(s) for s in (3, 90, 7200, 2e5)] == ["3 s", "1.5 min", "2.0 h", "2.3 d"]
 
 

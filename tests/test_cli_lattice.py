@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,14 +13,19 @@ from ase.build import bulk
 from ase.io import write
 
 from jaxmd_thermal.cli import main
+from jaxmd_thermal.cli.crystal import stability
 from jaxmd_thermal.cli.progress import Stages
+from jaxmd_thermal.cli.settings import settings_for
 from jaxmd_thermal.errors import CheckpointError, InputError
 from jaxmd_thermal.io.ase import atoms_from
 from jaxmd_thermal.io.lattice_directory import LatticeDirectory
 from jaxmd_thermal.io.models import load_potential
+from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.conductivity import thermal_conductivity
 from jaxmd_thermal.lattice.density import mesh_phonons
-from jaxmd_thermal.lattice.force_constants import ForceConstants, force_constants
+from jaxmd_thermal.lattice.force_constants import ForceConstants, empty_force_constants, force_constants
+from jaxmd_thermal.lattice.phonons import Phonons, bands, phonons
+from jaxmd_thermal.lattice.quasi_harmonic import QuasiHarmonic
 from jaxmd_thermal.lattice.thermodynamics import mean_square_displacements, thermodynamics
 from jaxmd_thermal.report import build_report
 
@@ -89,7 +95,10 @@ def test_results_are_those_of_the_functions(argon):
         assert entry["coherences_W_mK"]["isotropic"] == pytest.approx(
             np.trace(expected.kappa_coherences[k]) / 3, abs=1e-12
         )
-        assert entry["verdict"]["converged"] and "no imaginary modes on the 3x3x3 mesh" in entry["verdict"]["text"]
+        assert (
+            entry["verdict"]["converged"]
+            and "no imaginary modes on the 3x3x3 mesh and along the bands" in entry["verdict"]["text"]
+        )
         with h5py.File(argon / entry["phono3py_file"]) as file:  # phono3py's names
             assert np.allclose(file["mode_kappa"][k].sum((0, 1))[:3] / 27, np.diag(expected.kappa[k]), rtol=1e-9)
         with h5py.File(argon / entry["mode_file"]) as file:
@@ -186,6 +195,60 @@ def test_imaginary_modes_make_the_conductivity_null(argon, in_folder):
     assert "imaginary" in page and "not available" in page and "jaxmd-thermal phonons" in page
 
 
+def soft_at_x(constants, frequency):
+    """Force constants with the lowest mode at X at -`frequency` THz; at the supercell's other points nothing changes."""
+    images = constants.images2
+    vectors = np.array(
+        [images.vectors[row[0, 1]] for row in images.multiplicity]
+    )  # whole lattice vectors: one atom a cell
+    star = np.array([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]])
+    shape = np.cos(2 * np.pi * vectors @ star.T).sum(1)[None, :, None, None] * np.eye(3)
+    now, change = (
+        float(phonons(constants.replace(fc2=x), star[:1], eigenvectors=False).frequencies[0, 0] ** 2)
+        for x in (constants.fc2, shape)
+    )
+    return constants.replace(fc2=constants.fc2 - (now + frequency**2) / change * shape)
+
+
+def test_modes_that_only_the_bands_show_imaginary(argon, in_folder):
+    """X is on the path and on no odd mesh: the crystal is unstable all the same, in both verbs, their files and pages."""
+    constants = soft_at_x(ForceConstants.from_phono3py(argon / "force_constants"), 0.3)
+    assert mesh_phonons(constants, (3, 3, 3)).phonons.imaginary == []
+    constants.save(in_folder / "soft")
+    common = ["--force-constants", "soft", "--mesh", "3", "3", "3", "--temperature", "30", "60"]
+    assert call("wigner", *common, "--sigma", "0.2", "--no-isotopes", "--out", "w") == 0
+    assert call("phonons", *common, "--out", "p") == 0
+    for entry in json.loads((in_folder / "w/results.json").read_text())["results"]:
+        assert entry["verdict"]["converged"] is False and entry["thermal_conductivity_W_mK"]["isotropic"] is None
+        assert re.search(
+            r"modes are imaginary, the worst is band 0 at q = .* with -0\.3..i THz", entry["verdict"]["text"]
+        )
+    found = json.loads((in_folder / "p/phonons.json").read_text())
+    worst = min(found["imaginary_modes"], key=lambda x: x["frequency_THz"])
+    assert worst["frequency_THz"] == found["lowest_frequency_of_bands_THz"] <= -0.3 + 1e-9
+    assert any(np.allclose(x["q"], [0.5, 0.0, 0.5]) for x in found["imaginary_modes"])
+    assert f"{worst['frequency_THz']:.3f}i THz" in found["imaginary"]
+    assert "! imaginary modes" in (in_folder / "p/report.html").read_text()
+
+
+def test_long_waves_that_the_supercell_cannot_tell():
+    """Imaginary next to Γ, where the bands are extrapolated, is said and leaves the conductivity; anywhere else it does not.
+    A supercell of 2 x 2 x 2 cells: its first q-points have 1/2, so that frequencies are known beyond 1/4."""
+    geometry = symmetry.geometry_of(bulk("Po", "sc", a=3.0), (2, 2, 2))
+    constants = empty_force_constants(geometry, np.zeros((1, 8, 3, 3)))
+
+    def told(*points):
+        q = np.array([[0.0, 0.0, x] for x in (*points, 0.5)])
+        f = np.array([[-0.2, 1.0, 2.0]] * len(points) + [[1.0, 2.0, 3.0]])
+        return stability(constants, Phonons(q, f, None, None, constants.crystal))
+
+    assert told() == ("", " and along the bands")
+    unstable, remark = told(0.1, 0.24)
+    assert unstable == "" and "imaginary down to -0.200i THz" in remark
+    for points in ([0.1, 0.26], [0.0]):
+        assert "is band 0 at q" in told(*points)[0]
+
+
 # phonons
 
 
@@ -218,10 +281,49 @@ def test_phonons_of_the_same_force_constants(argon, in_folder):
     assert call("report", "p") == 0 and (in_folder / "p/report.html").exists()
 
 
-def test_single_precision_of_the_potential(in_folder):
-    """Force constants in float32 are those of the function; their rounding is that of the forces over the displacement."""
+def test_born_charges_are_used_where_they_are_known(in_folder, capsys, monkeypatch):
+    """Atoms on springs to their sites, with charges: the field splits longitudinal from transverse modes next to Γ."""
+    monkeypatch.setattr("jaxmd_thermal.report.build_report", lambda out: None)
+    geometry = symmetry.geometry_of(bulk("NaCl", "rocksalt", a=5.6), (2, 2, 2))
+    fc2 = np.zeros((2, 16, 3, 3))
+    fc2[[0, 1], symmetry.phonopy_object(geometry).primitive.p2s_map] = 3.0 * np.eye(3)
+    charges = {"born": 0.5 * np.array([np.eye(3), -np.eye(3)]), "dielectric": 2.0 * np.eye(3)}
+    empty_force_constants(geometry, fc2, nac=charges).save("polar")
+    common = ["phonons", "--force-constants", "polar", "--mesh", "2", "2", "2"]
+    assert call(*common, "--no-nac", "--dry-run") == 0
+    assert "the non-analytic correction is not used (--nac: used)" in capsys.readouterr().out
+    assert call(*common, "--out", "with") == 0
+    assert "the non-analytic correction is used (--no-nac: not)" in capsys.readouterr().out
+    assert json.loads((in_folder / "with/results.json").read_text())["settings"]["nac"] is True
+    expected = bands(ForceConstants.from_phono3py("polar")).phonons[0].frequencies
+    with h5py.File(in_folder / "with/phonons.hdf5") as file:
+        np.testing.assert_allclose(file["bands/frequencies/000"], expected, atol=1e-9)
+    assert np.ptp(expected[0, 3:]) > 0.1  # at Γ, approached along the segment; without a field all modes are alike
+
+
+def test_single_precision_and_quasi_harmonic_expansion(in_folder, monkeypatch):
+    """Force constants in float32 are those of the function; their rounding is that of the forces over the displacement. The
+    quasi-harmonic function is called from 0 K on, and its values are written and shown."""
+    asked = []
+
+    def quasi_harmonic(potential, atoms, supercell, mesh, temperatures, **options):
+        asked.append(options["volumes"])
+        return QuasiHarmonic(
+            temperatures, 37 + 0.01 * temperatures, 0 * temperatures, 2 + 0 * temperatures, 1e-6 * temperatures
+        )
+
+    monkeypatch.setattr("jaxmd_thermal.lattice.quasi_harmonic.quasi_harmonic", quasi_harmonic)
     common = ["phonons", "argon", "--potential", "lj-argon-gk", "--protocol", "none", "--supercell", "2", "2", "2"]
-    assert call(*common, "--mesh", "2", "2", "2", "--dtype", "float32", "--out", "single") == 0
+    assert call(*common, "--mesh", "2", "2", "2", "--dtype", "float32", "--temperature", "47", "20",
+                "--quasi-harmonic", "0.97", "1.08", "--out", "single") == 0  # fmt: skip
+    values = json.loads((in_folder / "single/phonons.json").read_text())["quasi_harmonic"]
+    assert asked == [(0.97, 1.08)] and values["invalid"] == ""
+    np.testing.assert_allclose(values["volume_A3"], [37.47, 37.2])
+    np.testing.assert_allclose(values["volumetric_expansion_1_K"], [47e-6, 20e-6])
+    with h5py.File(in_folder / "single/phonons.hdf5") as file:
+        assert file["quasi_harmonic/temperatures"][0] == 0 and len(file["quasi_harmonic/volume"]) >= 31
+    page = (in_folder / "single/report.html").read_text()
+    assert "<h3>Quasi-harmonic expansion</h3>" in page and "volume 37.47 Å³" in page
     found = ForceConstants.from_phono3py(in_folder / "single/force_constants").fc2
     single, double = (
         force_constants(load_potential("lj-argon-gk"), atoms_from("argon"), (2, 2, 2), dtype=dtype).fc2
@@ -230,6 +332,47 @@ def test_single_precision_of_the_potential(in_folder):
     assert np.allclose(found, single, rtol=0, atol=1e-12)
     # Each force is a sum of terms of about 0.1 eV/Å that cancel: 1e-7 of them over 0.03 Å, and some room.
     assert 1e-9 < np.max(np.abs(single - double)) < 3e-6
+
+
+def test_expansion_is_a_tensor_where_the_crystal_is_not_cubic(monkeypatch):
+    """What the verb asks for and writes, with the functions behind it replaced: linear only if cubic; not without a relaxed
+    cell."""
+    from jaxmd_thermal.cli.crystal import Source
+    from jaxmd_thermal.cli.lattice import _expansion
+    from jaxmd_thermal.lattice.expansion import ThermalExpansion
+
+    kelvin, gamma = np.array([100.0, 300.0]), np.ones((2, 3))
+    found = SimpleNamespace(
+        mean=lambda t: 2.0 + 0 * t, linear_expansion=lambda t, b: 1e-6 * b + 0 * t, gamma=gamma,
+        mesh=SimpleNamespace(frequencies=gamma),
+    )  # fmt: skip
+    tensor = 1e-6 * np.array([np.diag([1.0, 1.0, 4.0]), np.diag([2.0, 2.0, 5.0])])
+    # An isotropic solid of bulk modulus 50 and shear modulus 20 GPa: 3B for a dilation of norm one, 2G for a deviator.
+    strains = np.array([np.eye(3) / np.sqrt(3.0), np.diag([1.0, 1.0, -2.0]) / np.sqrt(6.0)])
+    home = "jaxmd_thermal.lattice."
+    monkeypatch.setattr(home + "grueneisen.grueneisen", lambda *a, **k: found)
+    monkeypatch.setattr(home + "grueneisen.bulk_modulus", lambda *a: 30.0)
+    monkeypatch.setattr(
+        home + "expansion.thermal_expansion",
+        lambda *a, **k: ThermalExpansion(a[4], tensor, strains, np.diag([150.0, 40.0]), ()),
+    )
+    cubic, hexagonal = bulk("Ar", a=5.3), bulk("Ar", "hcp", a=3.7, c=6.1)
+
+    def averages(atoms, protocol):
+        source = Source(object(), atoms, protocol, (2, 2, 2))
+        return _expansion(settings_for("phonons", {}), source, atoms, None, (2, 2, 2), kelvin)[0]
+
+    for protocol in ("none", "converged"):
+        one = averages(cubic, protocol)
+        np.testing.assert_allclose(one["linear_expansion_1_K"], 30e-6)
+        np.testing.assert_allclose(one["expansion_tensor_1_K"], 30e-6 * np.array([np.eye(3)] * 2))
+        np.testing.assert_allclose(one["volumetric_expansion_1_K"], 90e-6)
+    one = averages(hexagonal, "converged")
+    assert one["linear_expansion_1_K"] is None and one["bulk_modulus_GPa"] == pytest.approx(50.0)
+    np.testing.assert_allclose(one["expansion_tensor_1_K"], tensor)
+    np.testing.assert_allclose(one["volumetric_expansion_1_K"], [6e-6, 9e-6])
+    one = averages(hexagonal, "leaderboard")
+    assert one["expansion_tensor_1_K"] is None and "--protocol converged" in one["invalid"]
 
 
 # Errors and estimates
@@ -248,6 +391,7 @@ def test_single_precision_of_the_potential(in_folder):
         ([*WIGNER, "--temperature", "300", "-4"], r"--temperature is -4.0"),
         ([*WIGNER, "--ad", "--displacement", "0.01"], r"--ad takes exact derivatives"),
         ([*WIGNER, "--nac"], r"--nac needs Born charges"),
+        (["phonons", *WIGNER[1:], "--quasi-harmonic", "1.1", "0.9"], r"volumes are 1\.1 to 0\.9 with 11 points"),
         ([*WIGNER, "--force-constants", "there"], r"--force-constants brings its own crystal and needs no structure"),
         (["phonons", "--force-constants", "there"], r"no file or folder 'there'"),
         (["wigner", "--force-constants", "there"], r"wigner needs --mesh"),
@@ -269,9 +413,6 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, capsys, in_fo
 
 
 def test_force_constants_without_third_order(in_folder, capsys):
-    from jaxmd_thermal.lattice import symmetry
-    from jaxmd_thermal.lattice.force_constants import empty_force_constants
-
     geometry = symmetry.geometry_of(atoms_from("argon"), (1, 1, 1))
     empty_force_constants(geometry, np.zeros((1, 4, 3, 3))).save("second")
     assert call("wigner", "--force-constants", "second", "--mesh", "3", "3", "3") == 2
@@ -314,8 +455,6 @@ def test_a_slab_is_no_crystal(in_folder, capsys):
 
 
 def test_options_from_a_file(tmp_path):
-    from jaxmd_thermal.cli.settings import settings_for
-
     file = tmp_path / "run.toml"
     file.write_text(
         'structure = "silicon"\npotential = "sw-silicon"\ntemperature = 300\nmesh = 9\n[wigner]\nmethod = "rta"\n'

@@ -28,7 +28,7 @@ ONLY_OUTSIDE_WORLD = {"ase", "h5py", "orbax", "matplotlib", "rich", "cyclopts", 
 ALLOWED_IN_FUNCTIONS = {"ase.data", "matplotlib", "matplotlib.figure", "matplotlib.pyplot"}
 OUTSIDE_WORLD = {"io", "report", "cli"}
 # Crystallography has one door, and one more for its files.
-SYMMETRY_DOORS = {"lattice/symmetry.py", "io/phono3py.py"}
+SYMMETRY_DOORS = {"lattice/symmetry.py", "io/phono3py.py", "io/force_sets.py"}
 ONLY_THROUGH_DOORS = {"spglib", "phonopy", "phono3py", "symfc", "seekpath"}
 
 PACKAGE = Path(jaxmd_thermal.__file__).parent

@@ -160,6 +160,14 @@ def phonons(
     grueneisen: Annotated[
         bool | None, Parameter(help="Mode Grüneisen parameters and thermal expansion as well.", group=LATTICE)
     ] = None,
+    quasi_harmonic: Annotated[
+        tuple[float, float] | None,
+        Parameter(
+            help="Smallest and largest volume in units of the relaxed one, such as 0.95 1.05: volume, bulk modulus and "
+            "expansion from the free energies between them.",
+            group=LATTICE,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     config: Config = None,
     debug: Debug = False,
@@ -168,6 +176,7 @@ def phonons(
     from jaxmd_thermal.cli import lattice as verbs
 
     typed = typed_flags(lattice, structure=structure, potential=potential, grueneisen=grueneisen)
+    typed |= dict(quasi_harmonic=quasi_harmonic)
     return verbs.run("phonons", typed, config, dry_run=dry_run)
 
 

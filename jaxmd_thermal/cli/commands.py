@@ -26,15 +26,17 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
         needed.remove("temperature")
     require(settings, verb, *needed)
     if verb == "green-kubo" and settings.sizes:
-        return _sizes(settings, dry_run)
-    out = _directory(verb, settings)
-    result = _one(verb, settings, out, dry_run)
+        from jaxmd_thermal.cli.sizes import run_sizes
+
+        return run_sizes(settings, dry_run)
+    out = directory(verb, settings)
+    result = one(verb, settings, out, dry_run)
     if show and not dry_run:
-        _show([result] if hasattr(result, "isotropic") else [], out)
+        show_conductivities([result] if hasattr(result, "isotropic") else [], out)
     return 0
 
 
-def _one(verb: str, settings: Any, out: Path, dry_run: bool) -> Any:
+def one(verb: str, settings: Any, out: Path, dry_run: bool) -> Any:
     """One run in one folder: its result, with results.json, run.h5 and report.html written."""
     from jaxmd_thermal.cli.progress import announce, reporter
     from jaxmd_thermal.io.ase import formula, supercell
@@ -51,7 +53,7 @@ def _one(verb: str, settings: Any, out: Path, dry_run: bool) -> Any:
     if dry_run:
         from jaxmd_thermal.cli.estimate import estimate
 
-        announce(estimate(verb, potential, atoms, settings))
+        announce(estimate(verb, potential, atoms, settings, options.get("spectral_lags", 0)))
         return None
     from jaxmd_thermal._backend import enable_compilation_cache, use_all_cores
 
@@ -116,7 +118,7 @@ def _call(function: Callable, potential: Any, atoms: Any, **options: Any) -> Any
     return function(potential, atoms, **given)
 
 
-def _directory(verb: str, settings: Any) -> Path:
+def directory(verb: str, settings: Any) -> Path:
     if settings.out:
         return Path(settings.out)
     stem = Path(str(settings.structure)).stem
@@ -141,7 +143,7 @@ def remember(
     from jaxmd_thermal.report.page import command_line
     from jaxmd_thermal.transport.results import write_json
 
-    plain = _plain(settings) if plain is None else plain
+    plain = plain_settings(settings) if plain is None else plain
     earlier = _remembered(out)
     if earlier is not None:
         old = {k: v for k, v in earlier["settings"].items() if k not in repeatable} | {"verb": earlier["verb"]}
@@ -172,7 +174,7 @@ def _remembered(out: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def plain_settings(settings: Any) -> dict[str, Any]:
     """Settings as JSON holds them, without what was not asked for."""
     return {k: v for k, v in settings.model_dump(mode="json").items() if v not in (None, [])}
 
@@ -183,7 +185,7 @@ def save(result: Any, out: Path, settings: Any) -> None:
     from jaxmd_thermal.report.data import write_traces
     from jaxmd_thermal.transport.results import results_document, write_json
 
-    plain = settings if isinstance(settings, dict) else _plain(settings)
+    plain = settings if isinstance(settings, dict) else plain_settings(settings)
     seed = plain.get("seed")
     if not hasattr(result, "isotropic"):  # molecular dynamics: no conductivity
         if not (out / "results.json").exists():
@@ -242,42 +244,6 @@ def _determinant(cell: Any) -> float:
     return float(np.linalg.det(cell))
 
 
-def _sizes(settings: Any, dry_run: bool) -> int:
-    """The same run in several cells; the largest is the result, and its verdict knows of the others."""
-    import numpy as np
-
-    from jaxmd_thermal.report import build_report
-    from jaxmd_thermal.transport.results import Verdict, results_document, write_json
-
-    out = _directory("green-kubo", settings)
-    results = []
-    for size in sorted(set(settings.sizes), key=np.prod):
-        name = "x".join(map(str, size))
-        one = settings.model_copy(update={"supercell": size, "sizes": (), "out": str(out / name)})
-        results.append((size, _one("green-kubo", one, out / name, dry_run)))
-    if dry_run:
-        return 0
-    size, largest = results[-1]
-    rows = [
-        {"supercell": list(s), "n_atoms": r.n_atoms, "isotropic": r.isotropic, "stderr": r.isotropic_stderr}
-        for s, r in results
-    ]
-    verdict = largest.verdict
-    for s, r in results[:-1]:
-        sigma = float(np.hypot(r.isotropic_stderr or 0.0, largest.isotropic_stderr or 0.0))
-        if sigma and abs(r.isotropic - largest.isotropic) > 2.0 * sigma:
-            text = f"the cell matters: {r.isotropic:.3g} W/(m K) in {'x'.join(map(str, s))}, a larger cell is needed"
-            verdict = Verdict(False, f"not converged: {verdict.text.removeprefix('converged: ')}; {text}")
-    largest = replace(largest, verdict=verdict, details={**largest.details, "sizes": rows})
-    final = settings.model_copy(update={"supercell": size})
-    remember(out, "green-kubo", settings)
-    plain = _plain(final)
-    write_json(results_document([largest], largest.n_atoms, largest.volume, plain, largest.versions, largest.seed), out)
-    build_report(out)
-    _show([r for _, r in results], out)
-    return 0
-
-
 def _from_flux(settings: Any) -> int:
     """`green-kubo --flux FILE`: the estimators applied to a series of another code."""
     from jaxmd_thermal._backend import versions
@@ -312,7 +278,7 @@ def _from_flux(settings: Any) -> int:
     write_flux(out / "run.h5", series.flux, series.timestep, series.volume, series.temperature)
     save(result, out, facts)
     build_report(out)
-    _show([result], out)
+    show_conductivities([result], out)
     return 0
 
 
@@ -383,7 +349,7 @@ def report(directory: str) -> int:
     return 0
 
 
-def _show(results: list[Any], out: Path) -> None:
+def show_conductivities(results: list[Any], out: Path) -> None:
     from jaxmd_thermal.cli.progress import announce, summary
 
     if results:

@@ -2,7 +2,8 @@
 
 Like with like: the cell as given (only positions are relaxed), no isotope disorder (dynamics has one mass per element), classical
 populations beside the quantum ones. What remains is physics: dynamics holds every order of anharmonicity, lattice dynamics
-three-phonon processes; dynamics has a cell of finite size, lattice dynamics a mesh.
+three-phonon processes; dynamics has a cell of finite size, lattice dynamics a mesh. HNEMD is driven along x unless forces are
+given, and the report sets its value beside the same component of Green-Kubo.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _force(folder: Path, settings: Any) -> tuple[tuple[float, float, float], ...
     length = float(x[min(int(np.searchsorted(kappa, SHARE * kappa[-1])), len(x) - 1)])
     force = float(f"{REACH / length:.0e}")
     announce(
-        f"hnemd: driving force {force:g}/Å, {REACH:g} over the mean free path up to which {100 * SHARE:.0f} % of the heat is "
-        f"carried ({length:.3g} Å)"
+        f"hnemd: driving force {force:g}/Å along x, {REACH:g} over the mean free path up to which {100 * SHARE:.0f} % of the "
+        f"heat is carried ({length:.3g} Å); compared with the xx component of Green-Kubo"
     )
     return ((force, 0.0, 0.0),)

@@ -170,12 +170,11 @@ def _evaluations(source: Source, atoms: Any) -> str:
 
 def conductivity_stage(
     constants: Any, mesh: Any, method: str, options: Mapping[str, Any], source: Source, atoms: Any, folder: Any,
-    stages: Callable, unstable: str | None = None,
+    stages: Callable, unstable: str = "", remark: str = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Entries of results.json of one method, with the mode file written; from the folder if they are there already.
 
-    `unstable` says what is imaginary on the mesh or along the bands (empty: nothing) and makes the conductivity invalid; None:
-    only the mesh has been looked at.
+    `unstable` and `remark` are those of `stability`, where the bands have been looked at as well.
     """
     from jaxmd_thermal.lattice.conductivity import thermal_conductivity
 
@@ -192,7 +191,7 @@ def conductivity_stage(
     theirs = folder.path / "phono3py" / method
     theirs.mkdir(parents=True, exist_ok=True)
     kappa_file = result.save(theirs).relative_to(folder.path)
-    found = entries_of(result, atoms, name, str(kappa_file), unstable is not None)
+    found = entries_of(result, atoms, name, str(kappa_file), remark)
     folder.save_entries(method, key, found, stages.took[method])
     return found
 
@@ -208,13 +207,11 @@ def write_modes(path: Path, result: Any) -> None:
     write_arrays(path, arrays, facts)
 
 
-def entries_of(
-    result: Any, atoms: Any, mode_file: str, kappa_file: str, bands_seen: bool = False
-) -> list[dict[str, Any]]:
+def entries_of(result: Any, atoms: Any, mode_file: str, kappa_file: str, remark: str = "") -> list[dict[str, Any]]:
     """Entries of results.json, one a temperature, with the names of both mode files. None has a statistical error."""
     from jaxmd_thermal.transport.results import ConductivityResult, to_json
 
-    verdict = judge(result, atoms, bands_seen)
+    verdict = judge(result, atoms, remark)
     crystal, valid = result.crystal, not result.invalid
     found = []
     for k, temperature in enumerate(result.temperatures):
@@ -233,7 +230,7 @@ def entries_of(
     return found
 
 
-def judge(result: Any, atoms: Any, bands_seen: bool = False) -> Any:
+def judge(result: Any, atoms: Any, remark: str = "") -> Any:
     """Whether the conductivity can be used, and what one run cannot tell."""
     from jaxmd_thermal.transport.results import Verdict
 
@@ -247,13 +244,11 @@ def judge(result: Any, atoms: Any, bands_seen: bool = False) -> Any:
     mesh = times(result.settings["mesh"])
     return Verdict(
         True,
-        f"no imaginary modes on the {mesh} mesh{' and along the bands' if bands_seen else ''}; mesh and supercells were not varied",
+        f"no imaginary modes on the {mesh} mesh{remark}; mesh and supercells were not varied",
     )
 
 
-def write_phonons(
-    path: Path, constants: Any, solved: Any, along: Any, more: Mapping[str, Any] | None = None
-) -> None:
+def write_phonons(path: Path, constants: Any, solved: Any, along: Any, more: Mapping[str, Any] | None = None) -> None:
     """Bands and, from the phonons of a mesh with eigenvectors, densities of states, with other arrays of `more`."""
     from jaxmd_thermal.io.hdf5 import write_arrays
     from jaxmd_thermal.lattice.density import density_of_states
@@ -281,3 +276,27 @@ def everywhere(solved: Any, along: Any) -> Any:
     parts = [solved.phonons, *along.phonons]
     q, f = (np.concatenate([getattr(p, name) for p in parts]) for name in ("qpoints", "frequencies"))
     return Phonons(q, f, None, None, solved.phonons.crystal)
+
+
+def stability(constants: Any, seen: Any) -> tuple[str, str]:
+    """(imaginary modes that make a conductivity invalid, what a verdict says of the bands), of all phonons `seen`.
+
+    Nearer to Gamma than half way to the first q-point of the supercell frequencies are extrapolated: the acoustic bands of
+    stable polar crystals come out imaginary there. Such modes are said, and decide nothing.
+    """
+    from jaxmd_thermal.lattice.commensurate import commensurate_points
+
+    def length(q: np.ndarray) -> np.ndarray:
+        return np.linalg.norm((q - np.rint(q)) @ constants.crystal.reciprocal, axis=1)
+
+    known = length(commensurate_points(constants.images2.matrix))
+    near = 0.5 * known[known > 1e-8].min(initial=np.inf)
+    told = (length(seen.qpoints) < 1e-8) | (length(seen.qpoints) > near)
+    unstable = replace(seen, qpoints=seen.qpoints[told], frequencies=seen.frequencies[told]).describe_imaginary()
+    if not seen.imaginary or unstable:
+        return unstable, " and along the bands"
+    lowest = seen.frequencies.min()
+    return "", (
+        f"; next to Γ, where the bands are extrapolated from the supercell, they are imaginary down to {lowest:.3f}i THz: a "
+        "larger supercell would tell"
+    )

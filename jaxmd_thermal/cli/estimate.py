@@ -18,12 +18,14 @@ TRIPLET = 1.5e-4
 # What a column of the Hessian and a third derivative cost, in forces of the same cell.
 SECOND, THIRD = 2.0, 5.0
 FLUX_FACTOR = 2.0
-BYTES_PER_SLOT = 12
 
 
-def estimate(verb: str, potential: Any, atoms: Any, settings: Any) -> str:
+def estimate(verb: str, potential: Any, atoms: Any, settings: Any, spectral_lags: int = 0) -> str:
     """A few lines: what will be run, and what it is likely to cost here (within a factor of three)."""
+    from jaxmd_thermal.dynamics.repair import run_memory
+    from jaxmd_thermal.dynamics.sharding import devices_used
     from jaxmd_thermal.neighbors import make_plan
+    from jaxmd_thermal.observables.virial_velocity import VirialVelocityCorrelator
     from jaxmd_thermal.potentials.base import neighbor_demands
     from jaxmd_thermal.system import System
 
@@ -36,7 +38,9 @@ def estimate(verb: str, potential: Any, atoms: Any, settings: Any) -> str:
     seconds = steps * replicas * system.n_atoms * plan.slots * _cost(potential) * 1e-6 / max(1, _cores())
     if verb != "md":
         seconds *= 1.0 + (FLUX_FACTOR - 1.0) / settings.sample_every
-    atoms_bytes = replicas * system.n_atoms * (plan.slots * BYTES_PER_SLOT + 200)
+    observers = (VirialVelocityCorrelator(spectral_lags),) if spectral_lags else ()
+    at_once = devices_used(replicas, _cores())
+    memory = run_memory(potential, plan, system.n_atoms, replicas, at_once, settings.dtype, observers)
     values = 5 + (7 if verb != "md" else 6 * system.n_atoms)
     disk = math.ceil(settings.steps / settings.sample_every) * replicas * values * 8
     simulated = settings.steps * settings.timestep * 1e-6
@@ -47,8 +51,8 @@ def estimate(verb: str, potential: Any, atoms: Any, settings: Any) -> str:
             f"{plan.slots} neighbour slots an atom",
             f"  length    {settings.steps} steps of {settings.timestep:g} fs = {simulated:.4g} ns each"
             + (f", after {steps - settings.steps} steps of equilibration" if steps > settings.steps else ""),
-            f"  time      about {duration(seconds)}, and about 20 s to compile",
-            f"  memory    about {size(atoms_bytes)}",
+            f"  time      about {duration(seconds)}, and the compilation (once)",
+            f"  memory    about {size(memory)}, half a gigabyte or more of it for the process itself",
             f"  disk      about {size(disk)}",
         ]
     )

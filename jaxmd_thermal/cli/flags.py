@@ -102,7 +102,14 @@ class Lattice:
             group=LATTICE,
         ),
     ] = None
-    nac: Annotated[bool | None, Parameter(help="Non-analytic correction from Born charges.", group=LATTICE)] = None
+    nac: Annotated[
+        bool | None,
+        Parameter(
+            help="Non-analytic correction from Born charges [default: phonons where they are known, wigner no].",
+            negative="--no-nac",
+            group=LATTICE,
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         Parameter(help="float64, or float32 for the potential in force constants [default: float64].", group=LATTICE),

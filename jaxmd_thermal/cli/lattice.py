@@ -21,6 +21,7 @@ from jaxmd_thermal.cli.crystal import (
     everywhere,
     plan,
     smallest_supercell,
+    stability,
     times,
     write_phonons,
 )
@@ -48,7 +49,6 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
     out = Path(settings.out) if settings.out else _default_directory(verb, settings)
     announce(_introduction(verb, settings, source, mesh, out))
     planned = plan(source)
-    make_grid(planned.crystal.lattice, mesh, symmetry.point_group(planned.crystal))  # refuses what breaks the symmetry
     if verb == "wigner":
         from jaxmd_thermal.lattice.problem import refuse_too_large
 
@@ -56,6 +56,7 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
             mass_variances(planned.crystal.numbers)  # refuses elements without natural isotopes
         for method in settings.method:
             refuse_too_large(planned, mesh, len(settings.temperature), method=method)
+    make_grid(planned.crystal.lattice, mesh, symmetry.point_group(planned.crystal))  # refuses what breaks the symmetry
     if dry_run:
         from jaxmd_thermal.cli.estimate import estimate_lattice
 
@@ -127,7 +128,9 @@ def _from_files(verb: str, settings: Any) -> Source:
 
     require(settings, verb, *(["mesh"] if verb == "wigner" else []))
     if getattr(settings, "quasi_harmonic", None):
-        raise InputError("--quasi-harmonic needs the energies of other volumes, which only a --potential can give: drop it")
+        raise InputError(
+            "--quasi-harmonic needs the energies of other volumes, which only a --potential can give: drop it"
+        )
     files = ForceConstants.from_phono3py(settings.force_constants)
     if verb == "wigner" and files.fc3 is None:
         raise InputError(
@@ -180,14 +183,14 @@ def _wigner(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages)
     with stages("phonons", "bands and density of states"):
         solved, along = mesh_phonons(constants, mesh, settings.nac, eigenvectors=True), bands(constants, settings.nac)
         write_phonons(out / "phonons.hdf5", constants, solved, along)
-        unstable = everywhere(solved, along).describe_imaginary()
+        told = stability(constants, everywhere(solved, along))
     entries = []
     for method in settings.method:
         options = {
             "temperatures": list(settings.temperature), "sigma": settings.sigma, "isotopes": settings.isotopes,
             "nac": settings.nac, "boundary": settings.boundary, "populations": settings.populations,
         }  # fmt: skip
-        entries += conductivity_stage(constants, mesh, method, options, source, atoms, folder, stages, unstable)
+        entries += conductivity_stage(constants, mesh, method, options, source, atoms, folder, stages, *told)
     return document(entries, constants, _facts(settings, source, mesh, atoms), versions()) | {"stages": folder.times}
 
 
@@ -229,6 +232,9 @@ def _phonons(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages
     crystal = constants.crystal
     facts = _facts(settings, source, mesh, atoms)
     seen = everywhere(solved, along)
+    text, (unstable, remark) = seen.describe_imaginary(), stability(constants, seen)
+    if text and not unstable:
+        text = f"{text}{remark}"
     # Segments of the path share their ends.
     imaginary = [{"q": list(q), "band": band, "frequency_THz": f} for q, band, f in dict.fromkeys(seen.imaginary)]
     on_path = min((p.frequencies.min() for p in along.phonons), default=0.0)
@@ -237,7 +243,7 @@ def _phonons(settings: Any, source: Source, mesh: Any, out: Path, stages: Stages
             "temperatures_K": kelvin, "free_energy_kJ_mol": at.free_energy, "entropy_J_mol_K": at.entropy,
             "heat_capacity_J_mol_K": at.heat_capacity, "zero_point_kJ_mol": at.zero_point,
             "excluded_share": at.excluded, "mean_square_displacements_A2": moved, "numbers": crystal.numbers,
-            "imaginary": seen.describe_imaginary(), "imaginary_modes": imaginary,
+            "imaginary": text, "imaginary_modes": imaginary,
             "lowest_frequency_of_bands_THz": float(on_path), "grueneisen": expansion,
             "quasi_harmonic": equilibrium,
             "n_atoms": len(crystal.numbers), "volume_A3": crystal.volume, "settings": facts, "versions": versions(),
@@ -253,12 +259,14 @@ def _mean_square(tensor: np.ndarray) -> np.ndarray:
 
 
 def _expansion(settings, source: Source, atoms, constants, mesh, kelvin) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(averages for phonons.json, mode parameters for the figure); the expansion needs a potential."""
+    """(averages for phonons.json, mode parameters for the figure).
+
+    The expansion needs a potential; it is linear only in cubic crystals and a tensor in all, which needs a relaxed cell."""
     from jaxmd_thermal.lattice.expansion import thermal_expansion
     from jaxmd_thermal.lattice.grueneisen import bulk_modulus, grueneisen, grueneisen_from_fc3
     from jaxmd_thermal.lattice.symmetry import space_group
 
-    modulus = tensor = None
+    modulus = linear = tensor = None
     why = "the expansion needs a potential: elastic stiffness is not in the files"
     if source.files is not None:
         found = grueneisen_from_fc3(constants, mesh, _uses_nac(settings, source))
@@ -267,7 +275,8 @@ def _expansion(settings, source: Source, atoms, constants, mesh, kelvin) -> tupl
         found = grueneisen(source.potential, atoms, source.supercell, mesh, **options)
         if space_group(atoms)[1] >= CUBIC:
             modulus = bulk_modulus(source.potential, atoms)
-            tensor = found.linear_expansion(kelvin, modulus)[:, None, None] * np.eye(3)
+            linear = found.linear_expansion(kelvin, modulus)
+            tensor = linear[:, None, None] * np.eye(3)
         elif source.protocol == "converged":
             try:
                 strained = thermal_expansion(source.potential, atoms, source.supercell, mesh, kelvin, **options)
@@ -277,7 +286,7 @@ def _expansion(settings, source: Source, atoms, constants, mesh, kelvin) -> tupl
         else:
             why = "the expansion of a crystal that is not cubic needs its relaxed cell: --protocol converged"
     averages = {
-        "mean": found.mean(kelvin), "bulk_modulus_GPa": modulus, "expansion_1_K": tensor,
+        "mean": found.mean(kelvin), "bulk_modulus_GPa": modulus, "linear_expansion_1_K": linear, "expansion_tensor_1_K": tensor,
         "volumetric_expansion_1_K": None if tensor is None else np.trace(tensor, axis1=1, axis2=2),
         "invalid": why if tensor is None else "",
     }  # fmt: skip

@@ -30,8 +30,10 @@ def run(
     quiet_compiler()
     named, functionals = compounds_of(paths, manifest, split)
     from jaxmd_thermal.io.models import load_potential
+    from jaxmd_thermal.training.data import told_apart
 
-    models = {Path(name).name if Path(name).exists() else name: load_potential(name) for name in potentials}
+    names = told_apart(potentials, [Path(p).name if Path(p).exists() else p for p in potentials])
+    models = {name: load_potential(place) for name, place in zip(names, potentials, strict=True)}
     tables = evaluated(models, named, functionals, temperature=temperature, relaxed=relaxed, mesh=mesh)
     announce(summary_of(tables))
     if out is not None:
@@ -46,15 +48,22 @@ def compounds_of(
     """{compound: file} and {compound: functional} of files, and of the rows of a manifest with one of the splits (all: none).
 
     Raises:
-      InputError: nothing is named, or no row has such a split.
+      InputError: nothing is named, no row has such a split, or two files have one name.
     """
-    named = {Path(p).name.split(".")[0]: Path(p) for p in paths}
+    from jaxmd_thermal.training.evaluation import by_compound
+
+    named = {name: Path(path) for name, path in by_compound(paths).items()}
     functionals: dict[str, str] = {}
     if manifest is not None:
         rows = read_manifest(manifest)
         chosen = [r for r in rows if not split or r.get("split") in split]
         if not chosen:
             raise InputError(f"'{manifest}' has no rows whose `split` is {' or '.join(split)}")
+        for row in chosen:
+            if (other := named.get(row["key"])) is not None and other.resolve() != row["path"].resolve():
+                raise InputError(
+                    f"'{other}' and '{row['path']}' of the manifest are both called '{row['key']}': rename one"
+                )
         functionals = {r["key"]: r.get("functional") or "unknown" for r in rows}
         named |= {r["key"]: r["path"] for r in chosen}
     if not named:
@@ -94,8 +103,10 @@ def summary_of(tables: dict[str, Any]) -> str:
     first, *others = tables
     for name in others:
         ratio = tables[name].relative_to(tables[first])
+        left = len(tables[name].only_one_has(tables[first]))
         lines.append(
-            f"{name} over {first}: {ratio:.3f} (mean over the four metrics of the ratio of mean absolute errors)"
+            f"{name} over {first}: {ratio:.3f} (mean over the four metrics of the ratio of mean absolute errors"
+            + (f"; compounds left out, as only one of the two has errors for them: {left})" if left else ")")
         )
     return "\n".join(lines).strip()
 
@@ -124,7 +135,7 @@ def written(tables: dict[str, Any], out: Path) -> None:
     for place, compound in enumerate(compounds):
         found = {name: table.rows[place].force_constants for name, table in tables.items()}
         if any(found.values()):
-            draw_bands(compound, found, folder / f"bands_{compound}.svg")
+            draw_bands(compound, found, folder / f"bands_{compound.replace('/', '_')}.svg")
 
 
 def draw_bands(compound: str, found: dict[str, Any], file: Path) -> None:

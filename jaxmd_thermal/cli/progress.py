@@ -31,8 +31,23 @@ def reporter() -> Iterator[Callable[[Any], None]]:
         yield _Bar(bar)
 
 
-class _Bar:
+class _Display:
+    """What both displays say: the state, and behind the first chunk of a program how long it was compiled."""
+
+    def __init__(self):
+        self.compiled = compile_seconds()
+
+    def line(self, progress: Any) -> str:
+        if progress.compiling:
+            return "compiling (once)"
+        took = compile_seconds() - self.compiled
+        self.compiled += took
+        return state_line(progress) + (f", compiled in {duration(took)}" if took >= 1.0 else "")
+
+
+class _Bar(_Display):
     def __init__(self, bar: Any):
+        super().__init__()
         self.bar = bar
         self.tasks: dict[str, Any] = {}
 
@@ -40,12 +55,13 @@ class _Bar:
         if progress.stage not in self.tasks:
             self.tasks[progress.stage] = self.bar.add_task(progress.stage, total=progress.steps, state="")
         self.bar.update(
-            self.tasks[progress.stage], completed=min(progress.step, progress.steps), state=state_line(progress)
+            self.tasks[progress.stage], completed=min(progress.step, progress.steps), state=self.line(progress)
         )
 
 
-class _Lines:
+class _Lines(_Display):
     def __init__(self):
+        super().__init__()
         self.shown: dict[str, int] = {}
 
     def __call__(self, progress: Any) -> None:
@@ -54,7 +70,7 @@ class _Lines:
             self.shown[progress.stage] = tenth
             step = min(progress.step, progress.steps)
             print(
-                f"{progress.stage}: step {step} of {progress.steps}, {state_line(progress)}",
+                f"{progress.stage}: step {step} of {progress.steps}, {self.line(progress)}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -142,8 +158,6 @@ def compile_seconds() -> float:
 
 def state_line(progress: Any) -> str:
     """`1.2 ns/day, 50.1 K, drift 0.03 µeV/atom, 2 min left`."""
-    if progress.compiling:
-        return "compiling (once), about 20 s"
     parts = [
         f"{progress.ns_per_day:.3g} ns/day" if math.isfinite(progress.ns_per_day) else "",
         f"{progress.temperature:.1f} K" if math.isfinite(progress.temperature) else "",

@@ -132,9 +132,11 @@ class LatticeSettings(Strict):
 
 
 class PhononsSettings(LatticeSettings):
-    """Options of `phonons`."""
+    """Options of `phonons`; `nac` None: where Born charges are known."""
 
+    nac: bool | None = None  # type: ignore[assignment]
     grueneisen: bool = False
+    quasi_harmonic: tuple[Positive, Positive] | None = None
 
 
 class WignerSettings(LatticeSettings):

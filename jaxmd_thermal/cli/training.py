@@ -17,8 +17,8 @@ from jaxmd_thermal.cli.training_settings import Data, Losses, Network, Replay, T
 from jaxmd_thermal.errors import InputError, nearest
 
 SUFFIXES = (".yaml", ".yaml.xz", ".yaml.gz")
-UNSEEN = 7919
-"""Added to the seed for the rattled structures on which forgetting is measured: never those of the replay."""
+OTHER_COPIES = 7919
+"""Added to the seed for the rattled copies on which forgetting is measured: never those of the replay."""
 
 
 def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = False) -> int:
@@ -42,12 +42,12 @@ def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = Fals
     for _, errors in result.errors()[-1:]:
         announce("  validation: " + ", ".join(f"{name} {value:.4g}" for name, value in errors.items()))
     if forgotten:
-        announce("  changed on structures that were not replayed: " + json.dumps(forgotten))
+        announce("  changed on other copies of the replayed structures: " + json.dumps(forgotten))
     return 0
 
 
 def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, quiet: bool = False) -> tuple[Any, Any]:
-    """`FitResult` of settings, and what was forgotten (`forgetting`, None without replay); None and None on a dry run."""
+    """`FitResult` of settings, and `forgetting` on other copies of what was replayed (None without); twice None on a dry run."""
     from jaxmd_thermal.training.data import split_by_compound
     from jaxmd_thermal.training.fit import fit
     from jaxmd_thermal.training.networks import with_block
@@ -55,8 +55,9 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     from jaxmd_thermal.training.records import CoTraining
     from jaxmd_thermal.training.replay import forgetting
 
-    data = frames_of(settings.data)
-    validation = frames_of(settings.validation) if settings.validation is not None else []
+    third = settings.losses.third is not None
+    data = frames_of(settings.data, third)
+    validation = frames_of(settings.validation, third) if settings.validation is not None else []
     if settings.validation_fraction:
         data, more = split_by_compound(data, settings.validation_fraction, settings.seed)
         validation += more
@@ -71,21 +72,25 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     if dry_run:
         _describe(settings, data, base)
         return None, None
-    co, unseen = None, []
+    devices = devices_of(settings.devices)
+    total = settings.steps or _batches(settings, data, base).count(
+        settings.epochs or 0, len(devices), settings.accumulate
+    )
+    co, others = None, []
     if settings.replay is not None:
         r = settings.replay
-        made, unseen = replayed(base, r, data, settings.seed)
-        co = CoTraining(made, terms(r.losses), r.steps, r.batch_size, settings.buckets)
+        made, others = replayed(base, r, data, settings.seed)
+        co = CoTraining(made, terms(r.losses, total), r.steps, r.batch_size, settings.buckets)
     elif settings.upstream is not None:
         u = settings.upstream
-        co = CoTraining(frames_of(u.data), terms(u.losses), u.steps, u.batch_size, settings.buckets)
+        upstream = frames_of(u.data, u.losses.third is not None)
+        co = CoTraining(upstream, terms(u.losses, total), u.steps, u.batch_size, settings.buckets)
     per_step = 1 + (co.steps if co else 0)
-    total = settings.steps or (settings.epochs or 1) * len(data) // (settings.batch_size * settings.accumulate)
     schedule = rate(o.rate, o.schedule, per_step * total, per_step * o.warmup, o.final_rate)
     result = fit(
         base,
         data,
-        terms(settings.losses),
+        terms(settings.losses, total),
         adamw(schedule, weight_decay=o.weight_decay, clip=o.clip),
         steps=settings.steps,
         epochs=settings.epochs,
@@ -101,6 +106,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         average=settings.average,
         trained=choose,
         seed=settings.seed,
+        devices=devices,
         out=out,
         checkpoint_every=settings.checkpoint_every,
         tensorboard=settings.tensorboard,
@@ -109,12 +115,12 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         settings={"optimizer": o.model_dump()},
         progress=None if quiet else _show,
     )
-    forgotten = forgetting(base, result.potential, unseen) if unseen else None
+    forgotten = forgetting(base, result.potential, others) if others else None
     return result, forgotten
 
 
 def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
-    """Labelled frames of a replay, and unlabelled ones of the same structures on which forgetting is measured.
+    """Labelled frames of a replay, and unlabelled other copies of the same structures, on which forgetting is measured.
 
     Without files they are made of the data, one of each compound.
     """
@@ -129,7 +135,7 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
     names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
     # Where the replay holds the structures at rest, what else is said of them is still to be seen.
     apart = settings.rattle or Replay.model_fields["rattle"].default
-    return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + UNSEEN, names=names)
+    return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + OTHER_COPIES, names=names)
 
 
 def _show(p: Any) -> None:
@@ -142,22 +148,47 @@ def _show(p: Any) -> None:
     print(f"step {p.step} of {p.steps}: loss {p.loss:.4g}, {errors}{checked}; {left} left", file=sys.stderr, flush=True)
 
 
-def _describe(settings: TrainingSettings, data: list[Any], base: Any) -> None:
+def devices_of(count: int) -> list[Any]:
+    """The first devices, so many of them; 0: all.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    import jax
+
+    there = jax.devices()
+    if count > len(there):
+        raise InputError(
+            f"devices is {count}, but there are {len(there)} here: give at most {len(there)}, or 0 for all"
+        )
+    return there[: count or None]
+
+
+def _batches(settings: TrainingSettings, data: list[Any], base: Any) -> Any:
+    """`Batches` of the data as `fit` makes them."""
     from jaxmd_thermal.derivatives import required_cutoff
     from jaxmd_thermal.training.batches import Batches
 
-    batches = Batches(
+    return Batches(
         data, required_cutoff(base), settings.batch_size, buckets=settings.buckets, columns=settings.columns,
-        species=base.species,
+        seed=settings.seed, species=getattr(base, "species", None),
     )  # fmt: skip
+
+
+def _describe(settings: TrainingSettings, data: list[Any], base: Any) -> None:
+    batches = _batches(settings, data, base)
     announce(f"{len(batches.plan(0))} batches an epoch; one program is compiled for each shape:")
     for shape in batches.shapes:
         announce(f"  {shape.graphs} structures, {shape.atoms} atoms, {shape.images} images, {shape.slots} neighbours")
 
 
-def terms(losses: Losses) -> list[Any]:
-    """The terms of a table of losses."""
+def terms(losses: Losses, steps: int) -> list[Any]:
+    """The terms of a table of losses in a training of so many steps."""
     from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, Stress, ThirdDerivatives
+    from jaxmd_thermal.training.optimizers import Ramp
+
+    def weight(w: Any) -> Any:
+        return w if isinstance(w, float) else Ramp(w.start, w.end, steps, w.kind)
 
     classes = {
         "energy": EnergyPerAtom,
@@ -167,7 +198,7 @@ def terms(losses: Losses) -> list[Any]:
         "third": ThirdDerivatives,
     }
     given = ((name, getattr(losses, name)) for name in classes)
-    return [classes[name](s.weight, s.kind, s.delta) for name, s in given if s is not None]
+    return [classes[name](weight(s.weight), s.kind, s.delta) for name, s in given if s is not None]
 
 
 def potential_of(settings: TrainingSettings, data: list[Any]) -> Any:
@@ -236,8 +267,8 @@ def _one_of_each(frames: Sequence[Any]) -> list[Any]:
     return list({f.compound: f for f in reversed(frames)}.values())[::-1]
 
 
-def frames_of(data: Data) -> list[Any]:
-    """The labelled structures that a table of the configuration names.
+def frames_of(data: Data, third: bool = False) -> list[Any]:
+    """The labelled structures that a table of the configuration names; with third derivatives where files have them.
 
     Raises:
       InputError: files that are missing or broken, a manifest without such a split.
@@ -256,8 +287,8 @@ def frames_of(data: Data) -> list[Any]:
         (at_rest if data.labels == "hessian" else displaced).extend(chosen)
     for name, path in at_rest:
         frames += read_phonon_frames(
-            path, compound=name, at_rest=data.forces_at_rest, stress=data.stress_at_rest, cells=data.cells,
-            max_atoms=data.max_atoms, check_units=data.check_units,
+            path, compound=name, at_rest=data.forces_at_rest, stress=data.stress_at_rest, third=third,
+            cells=data.cells, max_atoms=data.max_atoms, check_units=data.check_units,
         )  # fmt: skip
     for name, path in displaced:
         frames += read_displaced_frames(path, compound=name, check_units=data.check_units)

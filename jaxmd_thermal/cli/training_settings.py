@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from jaxmd_thermal.cli.settings import Positive, Strict
 from jaxmd_thermal.errors import InputError, nearest
@@ -17,10 +17,28 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+NUMBER, TABLE = "(number)", "(table)"
+"""How pydantic calls the forms of a weight; of no interest in messages."""
+
+
+class Ramp(Strict):
+    """A weight that changes from `start` at the first step to `end` at the last."""
+
+    start: NotNegative
+    end: NotNegative
+    kind: Literal["linear", "cosine"] = "linear"
+
+
+Weight = Annotated[
+    Annotated[NotNegative, Tag(NUMBER)] | Annotated[Ramp, Tag(TABLE)],
+    Discriminator(lambda value: TABLE if isinstance(value, dict | Ramp) else NUMBER),
+]
+
+
 class Loss(Strict):
     """One term; its name is that of its table: energy, forces, stress, hessian, third."""
 
-    weight: NotNegative = 1.0
+    weight: Weight = 1.0
     kind: Literal["mae", "mse", "huber", "norm"] = "mae"
     delta: Positive = 0.1
 
@@ -159,6 +177,7 @@ class TrainingSettings(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     checkpoint_every: Count = 50
     max_seconds: Positive | None = None
+    devices: Annotated[int, Field(ge=0)] = 1
     tensorboard: bool = False
     check_units: bool = True
     out: str | None = None
@@ -169,6 +188,10 @@ class TrainingSettings(Strict):
             raise ValueError("give one of steps and epochs")
         if self.replay is not None and self.upstream is not None:
             raise ValueError("give one of [replay] and [upstream]")
+        if self.potential is not None and self.network is not None:
+            raise ValueError("give one of potential (finetune) and [network] (train)")
+        if self.patience is not None and self.validation is None and not self.validation_fraction:
+            raise ValueError("patience needs validation_fraction or [validation]")
         return self
 
 
@@ -209,10 +232,11 @@ def checked(document: dict[str, Any], source: str) -> TrainingSettings:
 
 
 def _sentence(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    place = tuple(part for part in item["loc"] if part not in (NUMBER, TABLE))
+    where = ".".join(str(part) for part in place)
     if item["type"] == "extra_forbidden":
-        known = list(_fields_at(item["loc"][:-1]))
-        return f"unknown key '{where}'{nearest(str(item['loc'][-1]), known)} Known keys: {', '.join(known)}"
+        known = list(_fields_at(place[:-1]))
+        return f"unknown key '{where}'{nearest(str(place[-1]), known)} Known keys: {', '.join(known)}"
     if item["type"] == "missing":
         return f"'{where}' is missing"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be").replace("valid ", "")
@@ -225,6 +249,6 @@ def _fields_at(place: tuple[Any, ...]) -> dict[str, Any]:
     model: type[BaseModel] = TrainingSettings
     for part in place:
         annotation = model.model_fields[str(part)].annotation
-        options = typing.get_args(annotation) or (annotation,)
+        options = [getattr(o, "__origin__", o) for o in typing.get_args(annotation) or (annotation,)]
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return model.model_fields

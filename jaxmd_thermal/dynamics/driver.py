@@ -19,8 +19,9 @@ import numpy as np
 from jaxmd_thermal._backend import check_toolchain, double_precision, versions
 from jaxmd_thermal.derivatives import check_dtype, check_potential, required_cutoff
 from jaxmd_thermal.dynamics.base import maxwell_boltzmann_velocities, remove_drift, require
-from jaxmd_thermal.dynamics.loop import Carry, Simulation, initial_forces, observables, replicated, run_chunk
+from jaxmd_thermal.dynamics.loop import Carry, Simulation, batched, initial_forces, observables, replicated, run_chunk
 from jaxmd_thermal.dynamics.repair import check_memory, give_up, repair
+from jaxmd_thermal.dynamics.sharding import everywhere, replica_mesh, shard
 from jaxmd_thermal.dynamics.stages import Progress, Setup, SimulationResult, Stage, StageResult, spatial_order
 from jaxmd_thermal.dynamics.state import MDState
 from jaxmd_thermal.errors import InputError, Status
@@ -136,7 +137,7 @@ def _execute(
     settings,
 ) -> SimulationResult:
     n = setup.n_replicas
-    mesh = _replica_mesh(n)
+    mesh = replica_mesh(n)
     copies = setup.system.replace(
         positions=np.broadcast_to(setup.system.positions, (n, *np.shape(setup.system.positions))).copy(),
         cell=np.broadcast_to(setup.system.cell, (n, 3, 3)).copy(),
@@ -159,7 +160,12 @@ def _execute(
             plan = replace(plan, slots=int(capacity))
         elif demands["margin"] is not None:
             plan = allocate(setup.system, plan.cutoff, plan.skin, plan=plan, margin=demands["margin"]).plan
-    check_memory(plan, system.n_atoms, n)
+    at_once = n if batched(n) else 1 if mesh is None else mesh.size
+
+    def check(plan):
+        check_memory(potential, plan, system.n_atoms, n, at_once, dtype, observers)
+
+    check(plan)
     neighbors = allocate(copies, plan.cutoff, plan.skin, plan=plan)
     check_sites(copies, neighbors)
     md = MDState(
@@ -187,9 +193,9 @@ def _execute(
             template = replace(carry, neighbors=allocate(copies, plan.cutoff, plan.skin, plan=saved.plan))
             carry, done = saved.load(template), saved.frames
         if mesh is not None:
-            carry, simulation = _shard(carry, simulation, mesh)
+            carry, simulation = shard(carry, simulation, mesh)
         carry, samples = _run_stage(
-            simulation, stage, mine, carry, done, setup, recorder, number, progress, clock, mesh, timestep
+            simulation, stage, mine, carry, done, setup, recorder, number, progress, clock, mesh, timestep, check
         )
         finalized = tuple(o.finalize(s) for o, s in zip(mine, jax.device_get(carry.observers), strict=True))
         results.append(StageResult(stage.name, samples, finalized))
@@ -261,6 +267,7 @@ def _run_stage(
     clock,
     mesh,
     timestep,
+    check,
 ):
     frames = stage.frames
     length = _chunk_frames(stage, setup)
@@ -276,7 +283,7 @@ def _run_stage(
             progress(
                 Progress(stage.name, done * stage.sample_every, stage.steps, math.nan, math.nan, math.nan, 0.0, True)
             )
-        count = jax.device_put(np.int32(active), _everywhere(mesh))
+        count = jax.device_put(np.int32(active), everywhere(mesh))
         started = time.perf_counter()
         # Whatever a chunk needs is on the device already; a transfer inside would be a bug.
         with jax.transfer_guard("disallow"):
@@ -287,14 +294,14 @@ def _run_stage(
             give_up(status, stage, carry, rows, active, done, setup, recorder)
         if status & Status.capacity():
             repairs += 1
-            carry = repair(carry, after, status, setup, stage, repairs)
+            carry = repair(carry, after, status, setup, stage, repairs, check)
             if done == 0:
                 # The forces that the stage starts from must be those of the new capacity as well: a program of another
                 # shape may round them differently.
                 start = jax.device_put((simulation, carry.md, carry.neighbors), jax.devices()[0])
                 carry = replace(carry, md=initial_forces(*start))
             if mesh is not None:
-                carry, _ = _shard(carry, simulation, mesh)
+                carry, _ = shard(carry, simulation, mesh)
             continue
         rows = {name: np.asarray(x)[:active] for name, x in jax.device_get(rows).items()}
         rows["time"] = (done + 1 + np.arange(active)) * stage.sample_every * timestep
@@ -362,23 +369,3 @@ class _Clock:
     @property
     def seconds_per_step(self) -> float | None:
         return self.seconds / self.steps if self.steps else None
-
-
-def _replica_mesh(n_replicas: int):
-    """A mesh over as many devices as divide the replicas, or None for one."""
-    devices = jax.devices()
-    count = max(d for d in range(1, min(len(devices), n_replicas) + 1) if n_replicas % d == 0)
-    return None if count == 1 else jax.sharding.Mesh(np.array(devices[:count]), ("replica",))
-
-
-def _everywhere(mesh):
-    """Placement of what all devices of the mesh need."""
-    return None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-
-def _shard(carry: Carry, simulation: Simulation, mesh) -> tuple[Carry, Simulation]:
-    """Replicas shared out over the mesh; what they have in common on every device."""
-    parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
-    common = jax.device_put(replace(simulation, field=None), _everywhere(mesh))
-    fields = None if simulation.field is None else jax.device_put(simulation.field, parts)
-    return jax.device_put(carry, parts), replace(common, field=fields)

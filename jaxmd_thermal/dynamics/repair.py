@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxmd_thermal._backend import available_memory
 from jaxmd_thermal.dynamics.loop import Carry
 from jaxmd_thermal.dynamics.stages import Setup, Stage
 from jaxmd_thermal.errors import CapacityError, Status, UnstableError
 from jaxmd_thermal.neighbors import NeighborPlan, allocate
+from jaxmd_thermal.potentials.base import terms_of
 
 log = logging.getLogger(__name__)
 
 MAX_REPAIRS = 8
 
+# Bytes, measured on CPUs as peaks of the process and as the compiler's own count of a program: 0.58 GB for argon, 0.80
+# and 1.0 for networks of three and four layers, whose programs are large. For each atom a network holds about six numbers
+# for every row and column of its matrices (3 to 6 in five architectures of 16 to 128 channels), once for all neighbours:
+# edges come in blocks.
+PROCESS, LAYER = 0.6e9, 0.1e9
+NUMBERS_PER_WIDTH = 6
+# The state of an observer before and after a chunk, and the one that the chunk works on.
+OBSERVER_COPIES = 3
 
-def repair(good: Carry, failed: Carry, status: Status, setup: Setup, stage: Stage, repairs: int) -> Carry:
+
+def repair(
+    good: Carry,
+    failed: Carry,
+    status: Status,
+    setup: Setup,
+    stage: Stage,
+    repairs: int,
+    check: Callable[[NeighborPlan], None],
+) -> Carry:
     """The last good state with a neighbour list that has the room the failed chunk asked for.
 
     The list is rebuilt where it was built before, not at the current positions: the trajectory is then the one that
-    the larger capacity would have given from the start.
+    the larger capacity would have given from the start. `check` refuses a plan that does not fit into the memory.
     """
     if repairs > MAX_REPAIRS:
         raise CapacityError(
@@ -41,7 +60,7 @@ def repair(good: Carry, failed: Carry, status: Status, setup: Setup, stage: Stag
     plan = good.neighbors.plan.grown(
         jax.device_get(failed.neighbors.required), look_at, stale=bool(status & Status.STALE)
     )
-    check_memory(plan, system.n_atoms, setup.n_replicas)
+    check(plan)
     log.info(
         "neighbour list enlarged (%s): slots %d, ghosts %s, run %d", status.name, plan.slots, plan.ghosts, plan.run
     )
@@ -81,27 +100,42 @@ def give_up(status: Status, stage: Stage, good: Carry, rows, active: int, done: 
     )
 
 
-def check_memory(plan: NeighborPlan, n_atoms: int, replicas: int) -> None:
-    """Refuse a neighbour list that cannot fit, before anything is allocated.
+def run_memory(
+    potential: Any,
+    plan: NeighborPlan,
+    n_atoms: int,
+    replicas: int,
+    at_once: int,
+    dtype: str,
+    observers: Sequence[Any] = (),
+) -> float:
+    """Bytes that a run needs at its peak, within a factor of two; what it samples comes on top.
+
+    Args:
+      at_once: replicas that are computed at the same time; the others need no room for what the potential works on.
+      dtype: precision of the potential.
+      observers: those that hold something for each atom say how much, in `bytes_per_atom`.
+    """
+    networks = [term for term in terms_of(potential) if hasattr(term, "params")]
+    widths = sum(sum(np.shape(x)[-2:]) for term in networks for x in jax.tree.leaves(term.params))
+    worked_on = NUMBERS_PER_WIDTH * widths * np.dtype(dtype).itemsize
+    observed = OBSERVER_COPIES * sum(getattr(o, "bytes_per_atom", 0.0) for o in observers)
+    listed = replicas * (n_atoms * (plan.slots * 12 + 200) + plan.ghosts[2] * 60)
+    base = PROCESS + LAYER * sum(getattr(term, "interaction_steps", 1) for term in networks)
+    return base + listed + n_atoms * (at_once * worked_on + replicas * observed)
+
+
+def check_memory(potential: Any, plan: NeighborPlan, n_atoms: int, replicas: int, *others: Any) -> None:
+    """Refuse a run that cannot fit, before anything is allocated; arguments as for `run_memory`.
 
     Raises:
       CapacityError: names the need, the limit and what to change.
     """
-    need = replicas * n_atoms * (plan.slots * 4 * 3 + 200) + replicas * plan.ghosts[2] * 60
+    need = run_memory(potential, plan, n_atoms, replicas, *others)
     have = available_memory()
     if need > have:
         raise CapacityError(
-            f"the neighbour list needs about {need / 1e9:.3g} GB ({replicas} x {n_atoms} atoms x {plan.slots} slots), but "
-            f"{have / 1e9:.3g} GB are available: use fewer replicas, a smaller supercell, a smaller capacity or a shorter cutoff"
+            f"the run needs about {need / 1e9:.3g} GB ({replicas} x {n_atoms} atoms x {plan.slots} neighbour slots, and what is "
+            f"accumulated), but {have / 1e9:.3g} GB are available: use fewer replicas, a smaller supercell, fewer spectral lags, "
+            "a smaller capacity or a shorter cutoff"
         )
-
-
-def available_memory() -> float:
-    """Bytes that the default device can still allocate (the host's free memory for CPU)."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) + 2e9
-    except (ValueError, OSError, AttributeError):
-        return math.inf

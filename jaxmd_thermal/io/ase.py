@@ -141,64 +141,6 @@ def supercell(structure: Any, repeats: int | Sequence[int]) -> Atoms:
     return atoms.repeat([int(c) for c in counts])
 
 
-class TrajectoryWriter:
-    """Appends frames to an extended-xyz file that ASE, OVITO and most tools read.
-
-    Positions (Å) and forces (eV/Å) are in their usual columns; velocities are written as ASE's `momenta`, so that
-    `ase.io.read(...).get_velocities()` returns them; `time_fs` and `step` are in the comment line.
-
-    Args:
-      path: file; frames are appended unless `append` is False.
-      system: gives numbers, masses and periodicity.
-    """
-
-    def __init__(self, path: str | Path, system: Any, append: bool = True):
-        self.path = Path(path)
-        self.system = system
-        if not append and self.path.exists():
-            self.path.unlink()
-
-    def write(
-        self,
-        positions: Any,
-        *,
-        cell: Any = None,
-        velocities: Any = None,
-        forces: Any = None,
-        energy: float | None = None,
-        time: float | None = None,
-        step: int | None = None,
-    ) -> None:
-        """Append one frame: Å, Å/fs, eV/Å, eV, fs.
-
-        Raises:
-          OutputError: the file cannot be written (disk full, no permission).
-        """
-        from ase.calculators.singlepoint import SinglePointCalculator
-        from ase.io import write
-
-        atoms = to_atoms(self.system, velocities, positions, cell)
-        if time is not None:
-            atoms.info["time_fs"] = float(time)
-        if step is not None:
-            atoms.info["step"] = int(step)
-        results = {}
-        if forces is not None:
-            results["forces"] = np.asarray(forces, float)
-        if energy is not None:
-            results["energy"] = float(energy)
-        if results:
-            atoms.calc = SinglePointCalculator(atoms, **results)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write(self.path, atoms, format="extxyz", append=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the trajectory '{self.path}': {error.strerror or error}; "
-                "free space or choose another --out"
-            ) from error
-
-
 def write_structure(path: str | Path, structure: Any, velocities: Any = None) -> Path:
     """Write one structure as extended xyz (or the format that the suffix names).
 

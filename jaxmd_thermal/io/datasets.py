@@ -14,8 +14,13 @@ from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.commensurate import folded, smallest_cells
 from jaxmd_thermal.lattice.force_constants import ForceConstants
 from jaxmd_thermal.system import System
-from jaxmd_thermal.training.data import Frame, check_frames
-from jaxmd_thermal.training.plausibility import check_displacements, check_energies_and_forces, check_force_constants
+from jaxmd_thermal.training.data import Frame, check_frames, compound_of
+from jaxmd_thermal.training.plausibility import (
+    check_displacements,
+    check_energies_and_forces,
+    check_force_constants,
+    check_restoring_forces,
+)
 
 CELLS = ("supercell", "commensurate")
 """What stands for a crystal in training on its force constants."""
@@ -132,11 +137,11 @@ def read_phonon_frames(
     path = Path(path)
     fc = read_force_constants(path)
     assert fc.geometry is not None
-    name = compound or path.name.split(".")[0]
+    name = compound or compound_of(path)
     source = f"'{path}', undisplaced supercell"
     whole = _at_rest(fc, 2, name, source, at_rest, stress)
     if check_units:
-        _check_single_displacements(path)
+        _check_lengths(path)
         check_force_constants(whole)
     frames = [whole] if cells == "supercell" else _small_cells(fc, whole, path, max_atoms)
     if third and fc.fc3 is not None:
@@ -174,14 +179,19 @@ def _small_cells(fc: ForceConstants, whole: Frame, path: Path, max_atoms: int | 
     return out
 
 
-def _check_single_displacements(path: Path) -> None:
+def _check_lengths(path: Path) -> None:
     try:
         _, displacements, _ = read_displaced(path)
     except InputError:
         return  # stored force constants, without forces
-    single = np.sum(np.any(displacements != 0.0, axis=2), axis=1) == 1
+    single = _single(displacements)
     if single.any():
         check_displacements(displacements[single], f"'{path}'")
+
+
+def _single(displacements: np.ndarray) -> np.ndarray:
+    """(sets,) whether one atom alone is displaced."""
+    return np.sum(np.any(displacements != 0.0, axis=2), axis=1) == 1
 
 
 def _at_rest(fc: ForceConstants, order: int, name: str, source: str, at_rest: bool, stress: bool) -> Frame:
@@ -217,13 +227,16 @@ def _at_rest(fc: ForceConstants, order: int, name: str, source: str, at_rest: bo
 def read_displaced_frames(path: str | Path, *, compound: str | None = None, check_units: bool = True) -> list[Frame]:
     """The displaced supercells of a file of phonopy or phono3py, each with its forces.
 
-    Args and errors: as for `read_phonon_frames`; a file without forces is an error.
+    Args and errors: as for `read_phonon_frames`; a file without forces is an error. Units are checked where one atom alone
+    is displaced, by the length of its way and the force that drives it back.
     """
     path = Path(path)
     system, displacements, forces = read_displaced(path)
-    if check_units:
-        _check_single_displacements(path)
-    frames = [_displaced(system, u, f, compound or path.name.split(".")[0], f"'{path}', displacement {number}")
+    single = _single(displacements)
+    if check_units and single.any():
+        check_displacements(displacements[single], f"'{path}'")
+        check_restoring_forces(system, displacements[single], forces[single], f"'{path}'")
+    frames = [_displaced(system, u, f, compound or compound_of(path), f"'{path}', displacement {number}")
               for number, (u, f) in enumerate(zip(displacements, forces, strict=True))]  # fmt: skip
     check_frames(frames)
     return frames

@@ -5,7 +5,7 @@
 | "lammps" | `log.lammps`, file of `fix ave/time`      | three named columns of `compute heat/flux`             |
 | "gpumd"  | `compute.out` of `compute M I O jp jk`    | 6 columns a group (potential, kinetic), or 3 (jp only) |
 | "npz"    | NumPy archive                             | `flux`, and if there `timestep`, `volume`, ...         |
-| "hdf5"   | `run.h5` of this package                  | `/flux/potential`, `/flux/convective`, `/flux/time`    |
+| "hdf5"   | `run.h5` of this package                  | `/flux/*`, `/temperature` (its mean), the volume       |
 
 LAMMPS: only the first three entries of `compute heat/flux` are the flux (the others are the convective part alone);
 the last block of thermo rows that has them is taken, which is the production run. Variables (`v_Jx`) need `density` to
@@ -316,6 +316,8 @@ def _read_hdf5(path: Path, timestep: float | None) -> FluxSeries:
             parts = {n: np.asarray(file["flux"][n], float) for n in ("potential", "convective") if n in file["flux"]}
             time = np.asarray(file["flux/time"], float) if "flux/time" in file else None
             attributes = dict(file.attrs)
+            if "temperature" in file:  # a run refers to the temperature that it had, not to the one that was asked for
+                attributes["temperature_K"] = np.mean(file["temperature"])
     except OSError as error:
         raise InputError(f"{path}: not a readable HDF5 file ({error}).") from error
     for name, part in parts.items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmd_thermal._backend import double_precision
-from jaxmd_thermal.io.hdf5 import write_arrays
+from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.io.hdf5 import read_arrays, write_arrays
 from jaxmd_thermal.lattice import symmetry, wigner
 from jaxmd_thermal.lattice.conductivity import ThermalConductivity
 
@@ -48,6 +50,31 @@ def write_kappa(result: ThermalConductivity, path: str | Path) -> Path:
     return write_arrays(
         path, tree, {"settings": dict(settings), "versions": dict(result.versions), "invalid": result.invalid}
     )
+
+
+def read_kappa(path: str | Path) -> dict[str, Any]:
+    """What `srd`, `sre` and `srme` compare, out of a file that phono3py or `ThermalConductivity.save` wrote.
+
+    Returns: `temperatures` (T,) K, `weights` (k,), `qpoints` (k, 3), `frequencies` (k, bands) THz, `kappa_TOT_ave` (T,) W/(m K),
+    and `mode_kappa_TOT_ave` (T, k, bands) W/(m K), star weights included, both means over directions; the last is None where
+    the file does not split all of its conductivity into modes (Boltzmann equation here, coherences of phono3py).
+
+    Raises:
+      InputError: not such a file.
+    """
+    arrays, _ = read_arrays(path)
+    missing = [name for name in ("temperature", "weight", "qpoint", "frequency", "kappa") if name not in arrays]
+    if missing or arrays["kappa"].shape != (len(arrays["temperature"]), 6):
+        what = f"`{missing[0]}`" if missing else f"(temperatures, 6) values of `kappa`, but {arrays['kappa'].shape}"
+        raise InputError(
+            f"'{path}' has no {what}; it holds {', '.join(arrays) or 'nothing'}: a kappa-m*.hdf5 of all grid points is expected"
+        )
+    modes = arrays.get("mode_kappa")
+    return {
+        "temperatures": arrays["temperature"], "weights": arrays["weight"], "qpoints": arrays["qpoint"],
+        "frequencies": arrays["frequency"], "kappa_TOT_ave": arrays["kappa"][:, :3].mean(axis=-1),
+        "mode_kappa_TOT_ave": None if modes is None else modes[..., :3].mean(axis=-1),
+    }  # fmt: skip
 
 
 def _voigt(tensors: np.ndarray) -> np.ndarray:

@@ -14,25 +14,27 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill", ".model")
 """Suffixes of files that would be unpickled."""
 
 _SIGMA_JMD = 3.405
+_ARGON = (18,)
 
 
 def _lj_argon_cut25() -> Any:
     from jaxmd_thermal.potentials import LennardJones
 
     # Rahman's argon as most codes take it: plain truncation at 2.5 sigma.
-    return LennardJones(0.0103206594, 3.4, 8.5)
+    return LennardJones(0.0103206594, 3.4, 8.5, species=_ARGON)
 
 
 def _lj_argon_jmd25() -> Any:
     from jaxmd_thermal.potentials import LennardJones
 
-    return LennardJones(0.0104, _SIGMA_JMD, 2.5 * _SIGMA_JMD, "switch", switch_start=2.0 * _SIGMA_JMD)
+    cutoff, switch_start = 2.5 * _SIGMA_JMD, 2.0 * _SIGMA_JMD
+    return LennardJones(0.0104, _SIGMA_JMD, cutoff, "switch", switch_start, species=_ARGON)
 
 
 def _lj_argon_gk() -> Any:
     from jaxmd_thermal.potentials import LennardJones
 
-    return LennardJones(0.01042, _SIGMA_JMD, 10.5, "switch", switch_start=9.0)
+    return LennardJones(0.01042, _SIGMA_JMD, 10.5, "switch", switch_start=9.0, species=_ARGON)
 
 
 def _sw_silicon() -> Any:

@@ -1,11 +1,15 @@
-"""Files of phonopy and phono3py, to and from `ForceConstants`. Only the named path is read, never the working directory."""
+"""Files of phonopy and phono3py, to and from `ForceConstants`. Only the named path is read, never the working directory.
+
+Cells, displacements and forces of a file are in the units of its `calculator` (none: Å and eV), and so are phonopy's force
+constants; phono3py computes with Å and eV whatever the calculator is.
+"""
 
 from __future__ import annotations
 
 import gzip
 import io
 import lzma
-import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +17,18 @@ import numpy as np
 
 from jaxmd_thermal._backend import writable_directory
 from jaxmd_thermal.errors import InputError, OutputError, nearest
+from jaxmd_thermal.io.force_sets import has_forces, read_force_sets, read_sets
 from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.force_constants import ForceConstants, empty_force_constants
-from jaxmd_thermal.lattice.symmetry import Geometry
+from jaxmd_thermal.lattice.geometry import Geometry
 from jaxmd_thermal.system import System
 from jaxmd_thermal.units import COULOMB
 
 YAML_NAMES = ("phono3py_params", "phonopy_params", "phono3py", "phono3py_disp", "phonopy", "phonopy_disp")
 SUFFIXES = (".yaml", ".yaml.xz", ".yaml.gz")
+
+EV_A2 = "eV/angstrom^2"
+"""Unit of second order, as phonopy writes it."""
 
 
 def read_force_constants(path: str | Path, symmetrize: bool = True) -> ForceConstants:
@@ -34,21 +42,27 @@ def read_force_constants(path: str | Path, symmetrize: bool = True) -> ForceCons
     folder = path if path.is_dir() else None
     file = _yaml_in(path) if folder else path
     third, data = _parsed(file)
-    geometry = _geometry(file, data, third)
-    nac = data.nac_params
+    units = _units(file, data)
+    geometry = _geometry(file, data, third, units)
+    nac, source = data.nac_params, file
     if nac is None and folder is not None and (folder / "BORN").exists():
-        nac = _born(folder / "BORN", geometry)
-    fc2, fc3 = _stored(folder, geometry) if folder else (None, None)
+        source = folder / "BORN"
+        nac = _born(source, geometry)
+    constants = EV_A2 if third else units.force_constants_unit
+    fc2, fc3 = _stored(folder, geometry, constants) if folder else (None, None)
     if fc2 is None and getattr(data, "force_constants", None) is not None:
-        fc2 = _compact(np.array(data.force_constants, float), geometry, 2, f"force_constants of '{file}'")
-    has_third = _has_forces(data.dataset) or (folder is not None and (folder / "FORCES_FC3").exists())
+        values = np.array(data.force_constants, float) * _factor(constants, file)
+        fc2 = _compact(values, geometry, 2, f"force_constants of '{file}'")
+    has_third = has_forces(data.dataset) or (folder is not None and (folder / "FORCES_FC3").exists())
+    sets = None
     if fc2 is None or (third and fc3 is None and has_third):
-        computed2, computed3 = _from_forces(file, folder, data, third, geometry, symmetrize, fc2 is None)
+        sets = read_force_sets(file, folder, data, third, geometry, units, fc2 is None)
+        computed2, computed3 = symmetry.solve_force_sets(geometry, sets, symmetrize)
         fc2 = computed2 if fc2 is None else fc2
         fc3 = computed3 if fc3 is None else fc3
-    out = empty_force_constants(geometry, fc2, fc3, nac)
+    out = empty_force_constants(geometry, fc2, fc3, nac).replace(force_sets=sets)
     if nac is not None:
-        _check_nac(file, nac, len(out.crystal.numbers))
+        _check_nac(source, nac, len(out.crystal.numbers), third, units)
         out = out.replace(crystal=symmetry.symmetric_nac(out.crystal, symprec=geometry.symprec))
     return out
 
@@ -65,11 +79,13 @@ def read_displaced(path: str | Path) -> tuple[System, np.ndarray, np.ndarray]:
     folder = path if path.is_dir() else None
     file = _yaml_in(path) if folder else path
     third, data = _parsed(file)
-    geometry = _geometry(file, data, third)
+    units = _units(file, data)
+    geometry = _geometry(file, data, third, units)
     supercell = symmetry.system_of(symmetry.phonopy_object(geometry, 3 if third else 2).supercell)
-    sets = _sets(file, folder, "FORCES_FC3" if third else "FORCE_SETS", data.dataset, supercell.n_atoms)
+    sets = read_sets(file, folder, "FORCES_FC3" if third else "FORCE_SETS", data.dataset, supercell.n_atoms, units)
     if "displacements" in sets:
         return supercell, np.array(sets["displacements"], float), np.array(sets["forces"], float)
+    cutoff = sets.get("cutoff_distance", np.inf)  # beyond it phono3py has zeros instead of forces
     moves, forces = [], []
 
     def add(entry: Any, shift: np.ndarray) -> np.ndarray:
@@ -83,7 +99,8 @@ def read_displaced(path: str | Path) -> tuple[System, np.ndarray, np.ndarray]:
     for first in sets["first_atoms"]:
         moved = add(first, np.zeros((supercell.n_atoms, 3)))
         for second in first.get("second_atoms", ()):
-            add(second, moved)
+            if second.get("pair_distance", 0.0) < cutoff:
+                add(second, moved)
     return supercell, np.stack(moves), np.stack(forces)
 
 
@@ -100,23 +117,28 @@ def write_force_constants(force_constants: ForceConstants, folder: str | Path) -
     crystal = fc.crystal
     nac = None if crystal.born is None else {"born": crystal.born, "dielectric": crystal.dielectric, "factor": COULOMB}
     third = fc.fc3 is not None
-    stale = [n for n in ("fc3.hdf5", "phono3py.yaml") if not third and (folder / n).exists()]
+    kind = "phono3py" if third else "phonopy"
+    sets = fc.force_sets
+    others = [] if third else ["fc3.hdf5", "phono3py.yaml", "phono3py_params.yaml"]
+    stale = [n for n in others + [f"{kind}_params.yaml"] * (sets is None) if (folder / n).exists()]
     if stale:
         raise OutputError(
-            f"'{folder}' holds {', '.join(stale)} of another result, and these force constants have no third order: choose "
-            "another folder"
+            f"'{folder}' holds {', '.join(stale)} of another result, which these force constants do not replace: choose another "
+            "folder"
         )
     phonon = symmetry.phono3py_object(fc.geometry) if third else symmetry.phonopy_object(fc.geometry)
     if nac is not None:
         phonon.nac_params = nac
     try:
-        name = folder / ("phono3py.yaml" if third else "phonopy.yaml")
         settings = {"force_sets": False, "displacements": False, "force_constants": False}
-        phonon.save(str(name), settings=settings)
+        phonon.save(str(folder / f"{kind}.yaml"), settings=settings)
+        if sets is not None:
+            holder = symmetry.with_sets(fc.geometry, sets, nac)
+            holder.save(str(folder / f"{kind}_params.yaml"), settings={"force_constants": False})
         with h5py.File(folder / "fc2.hdf5", "w") as file:
             file["force_constants"] = np.asarray(fc.fc2, float)
             file["p2s_map"] = fc.images2.primitive_rows.astype("int64")
-            file["physical_unit"] = np.array([b"eV/angstrom^2"])
+            file["physical_unit"] = np.array([EV_A2.encode()])
         if third and fc.images3 is not None:
             with h5py.File(folder / "fc3.hdf5", "w") as file:
                 file.create_dataset("fc3", data=np.asarray(fc.fc3, float), compression="gzip", compression_opts=1)
@@ -127,7 +149,9 @@ def write_force_constants(force_constants: ForceConstants, folder: str | Path) -
 
 
 def _yaml_in(folder: Path) -> Path:
-    for name in YAML_NAMES:
+    # Beside finished force constants the cell is enough: force sets of third order are long to read.
+    finished = all((folder / name).is_file() for name in ("fc2.hdf5", "fc3.hdf5"))
+    for name in (*(("phono3py",) if finished else ()), *YAML_NAMES):
         for suffix in SUFFIXES:
             if (folder / (name + suffix)).is_file():
                 return folder / (name + suffix)
@@ -178,6 +202,11 @@ def _parsed(path: Path) -> tuple[bool, Any]:
             f"'{path}' is not valid YAML at {where} ({getattr(error, 'problem', error)}): is it complete?"
         ) from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if "physical_unit" in str(error):
+            raise InputError(
+                f"'{path}' names units that are not those of its calculator ({' '.join(str(error).split())}): correct "
+                "`physical_unit` or `calculator`"
+            ) from error
         raise InputError(
             f"'{path}' lacks or garbles an entry of phonopy's format ({type(error).__name__}: {error}); unit_cell, "
             "supercell_matrix and displacements with forces are expected"
@@ -188,8 +217,34 @@ def _parsed(path: Path) -> tuple[bool, Any]:
     return third, data
 
 
-def _geometry(path: Path, data: Any, third: bool) -> Geometry:
+def _units(path: Path, data: Any) -> Any:
+    """phonopy's units of the calculator that a file names."""
+    from phonopy.physical_units import get_calculator_physical_units
+
+    try:
+        return get_calculator_physical_units(data.calculator)
+    except ValueError as error:
+        raise InputError(
+            f"'{path}' is of the calculator '{data.calculator}', whose units phonopy does not know: convert the file to Å and "
+            "eV and leave `calculator` out"
+        ) from error
+
+
+def _factor(unit: str, source: Path) -> float:
+    """eV/Å^2 in another unit of second order."""
+    from phonopy.interface.calculator import get_force_constant_conversion_factor
+
+    try:
+        return float(get_force_constant_conversion_factor(unit, None))
+    except KeyError as error:
+        raise InputError(
+            f"'{source}' has force constants in {unit}, which cannot be converted to {EV_A2}: write them in that unit"
+        ) from error
+
+
+def _geometry(path: Path, data: Any, third: bool, units: Any) -> Geometry:
     unit = symmetry.crystal_of(data.unitcell)
+    unit = replace(unit, lattice=unit.lattice * units.distance_to_A)
     matrix = symmetry.matrix_of(data.supercell_matrix, f"'{path}': supercell_matrix")
     primitive = data.primitive_matrix
     phonon = getattr(data, "phonon_supercell_matrix", None) if third else None
@@ -202,11 +257,19 @@ def _geometry(path: Path, data: Any, third: bool) -> Geometry:
     return Geometry(unit, np.array(primitive, float), second, matrix if third else None, symprec)
 
 
-def _check_nac(path: Path, nac: Any, n_prim: int) -> None:
+def _check_nac(path: Path, nac: Any, n_prim: int, third: bool, units: Any) -> None:
     if np.shape(nac["born"]) != (n_prim, 3, 3) or np.shape(nac["dielectric"]) != (3, 3):
         raise InputError(
             f"'{path}': Born charges {np.shape(nac['born'])} and dielectric tensor {np.shape(nac['dielectric'])}; "
             f"{(n_prim, 3, 3)} and (3, 3) are expected, for the atoms of the primitive cell"
+        )
+    # The factor is e^2/(4 pi epsilon_0) in the units of the force constants: any other one is hidden in the charges' unit.
+    known = {units.force_constants_unit: units.nac_factor} | ({EV_A2: COULOMB} if third else {})
+    factor = nac.get("factor")
+    if factor is not None and not np.any(np.isclose(factor, list(known.values()), rtol=1e-3)):
+        raise InputError(
+            f"'{path}' has the factor {factor} of the non-analytic correction; charges in units of e have "
+            f"{' or '.join(f'{value:.6g} with {unit}' for unit, value in known.items())}: correct the factor or the charges"
         )
 
 
@@ -223,12 +286,14 @@ def _born(path: Path, geometry: Geometry) -> Any:
         ) from error
 
 
-def _stored(folder: Path, geometry: Geometry) -> tuple[Any, Any]:
-    """fc2 and fc3 out of HDF5 files of a folder, or None."""
+def _stored(folder: Path, geometry: Geometry, unit: str) -> tuple[Any, Any]:
+    """fc2 and fc3 out of HDF5 files of a folder, or None; `unit` of second order where a file names none."""
     fc2 = fc3 = None
     for name in ("fc2.hdf5", "force_constants.hdf5"):
         if (folder / name).exists() and fc2 is None:
-            fc2 = _compact(_dataset(folder / name, ("force_constants", "fc2")), geometry, 2, f"'{folder / name}'")
+            values, named = _dataset(folder / name, ("force_constants", "fc2"))
+            values = values * _factor(named or unit, folder / name)
+            fc2 = _compact(values, geometry, 2, f"'{folder / name}'")
     if (folder / "FORCE_CONSTANTS").exists() and fc2 is None:
         from phonopy.file_IO import parse_FORCE_CONSTANTS
 
@@ -236,20 +301,28 @@ def _stored(folder: Path, geometry: Geometry) -> tuple[Any, Any]:
             values = parse_FORCE_CONSTANTS(filename=str(folder / "FORCE_CONSTANTS"))
         except Exception as error:
             raise InputError(f"'{folder / 'FORCE_CONSTANTS'}' cannot be parsed ({error}): is it complete?") from error
-        fc2 = _compact(np.array(values, float), geometry, 2, f"'{folder / 'FORCE_CONSTANTS'}'")
+        values = np.array(values, float) * _factor(unit, folder / "FORCE_CONSTANTS")
+        fc2 = _compact(values, geometry, 2, f"'{folder / 'FORCE_CONSTANTS'}'")
     if (folder / "fc3.hdf5").exists() and geometry.fc3_supercell_matrix is not None:
-        fc3 = _compact(_dataset(folder / "fc3.hdf5", ("fc3",)), geometry, 3, f"'{folder / 'fc3.hdf5'}'")
+        values, named = _dataset(folder / "fc3.hdf5", ("fc3",))
+        if named not in (None, "eV/angstrom^3"):
+            raise InputError(
+                f"'{folder / 'fc3.hdf5'}' is in {named}; eV/angstrom^3 is expected, as phono3py writes it: convert the file"
+            )
+        fc3 = _compact(values, geometry, 3, f"'{folder / 'fc3.hdf5'}'")
     return fc2, fc3
 
 
-def _dataset(path: Path, names: tuple[str, ...]) -> np.ndarray:
+def _dataset(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, str | None]:
+    """The first of the datasets that there is, and the unit that the file names."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
+            named = np.ravel(file["physical_unit"].asstr()[()])[0] if "physical_unit" in file else None
             for name in names:
                 if name in file:
-                    return np.array(file[name], float)
+                    return np.array(file[name], float), named
             raise InputError(f"'{path}' has no dataset `{names[0]}`; it holds {', '.join(file) or 'nothing'}")
     except OSError as error:
         raise InputError(f"'{path}' is not a readable HDF5 file ({error}): write it again") from error
@@ -270,89 +343,3 @@ def _compact(values: np.ndarray, geometry: Geometry, order: int, what: str) -> n
     if not np.all(np.isfinite(values)):
         raise InputError(f"{what} holds values that are not finite: write it again")
     return values
-
-
-def _from_forces(
-    file: Path, folder: Path | None, data: Any, third: bool, geometry: Geometry, symmetrize: bool, need2: bool
-):
-    """fc2 (None unless `need2`) and fc3 (None for phonopy's files) of displacement-force sets."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if not third:
-            phonopy = symmetry.phonopy_object(geometry)
-            dataset = _sets(file, folder, "FORCE_SETS", data.dataset, len(phonopy.supercell))
-            phonopy.dataset = dataset
-            phonopy.produce_force_constants(
-                calculate_full_force_constants=False, show_drift=False, fc_calculator=_solver(dataset)
-            )
-            if symmetrize and _solver(dataset) is None:
-                phonopy.symmetrize_force_constants(show_drift=False)
-            return np.array(phonopy.force_constants), None
-        phono3py = symmetry.phono3py_object(geometry)
-        dataset = _sets(file, folder, "FORCES_FC3", data.dataset, len(phono3py.supercell))
-        phono3py.dataset = dataset
-        second = getattr(data, "phonon_dataset", None)
-        if (folder is not None and (folder / "FORCES_FC2").exists()) or _has_forces(second):
-            phono3py.phonon_dataset = _sets(file, folder, "FORCES_FC2", second, len(phono3py.phonon_supercell))
-        elif np.any(geometry.supercell_matrix != geometry.fc3_supercell_matrix):
-            if need2:
-                raise InputError(
-                    f"'{file}' names another supercell for second order (phonon_supercell_matrix) and has no forces for it "
-                    "(`phonon_displacements`, FORCES_FC2): add them"
-                )
-        phono3py.produce_fc3(symmetrize_fc3r=symmetrize, fc_calculator=_solver(dataset))
-        if need2 and (phono3py.phonon_dataset is not None or phono3py.fc2 is None):
-            of_second = phono3py.phonon_dataset or dataset
-            phono3py.produce_fc2(symmetrize_fc2=symmetrize, fc_calculator=_solver(of_second))
-        return (np.array(phono3py.fc2) if need2 else None), np.array(phono3py.fc3)
-
-
-def _solver(dataset: Any) -> Any:
-    """Sets of random displacements of all atoms need a fit (symfc)."""
-    return "symfc" if "displacements" in dataset else None
-
-
-def _has_forces(dataset: Any) -> bool:
-    if not dataset:
-        return False
-    if "displacements" in dataset:
-        return dataset.get("forces") is not None
-    return all("forces" in entry for entry in dataset["first_atoms"])
-
-
-def _sets(file: Path, folder: Path | None, name: str, dataset: Any, n_atoms: int) -> Any:
-    """Displacements with forces, checked: out of the YAML file, or of `name` in the folder."""
-    source = file
-    if folder is not None and (folder / name).exists():
-        source = folder / name
-        try:
-            if name == "FORCE_SETS":
-                from phonopy.file_IO import parse_FORCE_SETS
-
-                dataset = parse_FORCE_SETS(natom=n_atoms, filename=str(source))
-            elif not dataset:
-                raise ValueError(f"'{file}' holds no displacements that the forces belong to (phono3py_disp.yaml)")
-            elif name == "FORCES_FC3":
-                from phono3py.file_IO import parse_FORCES_FC3
-
-                parse_FORCES_FC3(dataset, filename=str(source))
-            else:
-                from phono3py.file_IO import parse_FORCES_FC2
-
-                parse_FORCES_FC2(dataset, filename=str(source))
-        except Exception as error:
-            raise InputError(
-                f"'{source}' cannot be parsed ({error}): {name} with {n_atoms} lines of forces for every displacement of "
-                f"'{file.name}' is expected"
-            ) from error
-    if not _has_forces(dataset):
-        raise InputError(
-            f"'{source}' holds no forces: displacements with `forces` are expected in it, or a file {name}, fc2.hdf5 or "
-            "fc3.hdf5 beside it (give the folder then)"
-        )
-    held = np.shape(dataset["forces"])[1] if "displacements" in dataset else len(dataset["first_atoms"][0]["forces"])
-    if held != n_atoms:
-        raise InputError(
-            f"'{source}' holds forces of {held} atoms; the supercell has {n_atoms}: is it of another supercell?"
-        )
-    return dataset

@@ -69,8 +69,12 @@ def relaxed(potential: Any, atoms: Any, protocol: str = "leaderboard") -> Atoms:
     return out
 
 
-def relaxed_positions(potential: Any, atoms: Any, fmax: float = 1e-6, steps: int = 2000) -> Atoms:
+def relaxed_positions(potential: Any, atoms: Any, fmax: float = 1e-6, steps: int = 2000, shape: bool = False) -> Atoms:
     """The atoms at their minimum in a fixed cell, with the symmetry kept.
+
+    Args:
+      fmax: eV/Å.
+      shape: let the cell change as well, with its volume kept.
 
     Raises:
       UnstableError: not converged.
@@ -78,7 +82,8 @@ def relaxed_positions(potential: Any, atoms: Any, fmax: float = 1e-6, steps: int
     atoms = atoms_from(atoms)
     atoms.set_constraint(FixSymmetry(atoms, symprec=SYMPREC))
     atoms.calc = Calculator(potential)
-    with BFGS(atoms, logfile=None) as optimizer:
+    free = FrechetCellFilter(atoms, constant_volume=True) if shape else atoms
+    with BFGS(free, logfile=None) as optimizer:
         converged = optimizer.run(fmax=fmax, steps=steps)
     if not converged:
         raise UnstableError(f"the positions did not relax to {fmax} eV/Å in {steps} steps: is the structure stable?")

@@ -217,16 +217,12 @@ class RunDirectory:
 
     def finish(self, result) -> None:
         """Merge the samples into run.h5 and write the final structure; the parts are deleted afterwards."""
-        import h5py
+        from jaxmd_thermal.io.hdf5 import hdf5_file
 
-        file = self.path / "run.h5"
         parts = self.path / "parts"
         if parts.exists() and any(parts.iterdir()):
-            with writing(file):
-                temporary = file.with_suffix(".h5.tmp")
-                with h5py.File(temporary, "w") as h5:
-                    _write_h5(h5, result, self.settings)
-                os.replace(temporary, file)
+            with hdf5_file(self.path / "run.h5") as h5:
+                _write_h5(h5, result, self.settings)
             for stale in parts.iterdir():
                 stale.unlink()
         for replica in range(len(result.positions)):
@@ -277,10 +273,11 @@ def _write_h5(h5, result, settings) -> None:
         flux["convective"] = root["heat_flux_convective"]
         flux["time"] = root["time"]
     h5.attrs["n_atoms"] = result.system.n_atoms
-    h5.attrs["volume_A3"] = float(np.mean(last.samples["volume"]))
+    if all(result.system.pbc):  # the cell of a slab, wire or cluster has a volume that means nothing
+        h5.attrs["volume_A3"] = float(np.mean(last.samples["volume"]))
     h5.attrs["settings"] = json.dumps(settings)
     h5.attrs["versions"] = json.dumps(result.versions)
-    for key in ("timestep_fs", "temperature_K"):
+    for key in ("timestep_fs", "temperature_K", "volume_A3"):  # a conductivity run refers to the volume of its settings
         if settings.get(key) is not None:
             h5.attrs[key] = settings[key]
 

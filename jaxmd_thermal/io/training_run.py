@@ -1,7 +1,7 @@
 """The folder of a training: settings, log, checkpoints, and the potential at the end.
 
     settings.json    what was asked for, with fingerprints of potential and data
-    log.jsonl        one JSON object a step, and one for each validation
+    log.jsonl        one JSON object a step (also of co-training), and one for each validation
     checkpoints/     the last two states (orbax)
     potential/       the result (`load_potential` reads it)
     tensorboard/     events, if they are asked for

@@ -17,6 +17,7 @@ class Crystal:
       positions: (atoms, 3) fractional.
       numbers, masses: (atoms,), amu.
       born: (atoms, 3, 3) Born charges and `dielectric` (3, 3) for the non-analytic correction, or None.
+      moments: (atoms,) or (atoms, 3) magnetic moments, which lower the symmetry, or None.
     """
 
     lattice: np.ndarray
@@ -25,6 +26,7 @@ class Crystal:
     masses: np.ndarray
     born: np.ndarray | None = None
     dielectric: np.ndarray | None = None
+    moments: np.ndarray | None = None
 
     @property
     def volume(self) -> float:

@@ -41,6 +41,12 @@ class ThermalExpansion:
         """(T,) 1/K."""
         return np.trace(self.expansion, axis1=1, axis2=2)
 
+    @property
+    def bulk_modulus(self) -> float:
+        """GPa under hydrostatic pressure: shape and positions follow."""
+        dilation = np.trace(self.strains, axis1=1, axis2=2)
+        return float(1.0 / (dilation @ np.linalg.solve(self.stiffness, dilation)))
+
 
 def thermal_expansion(
     potential: Potential,

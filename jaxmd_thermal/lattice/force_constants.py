@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmd_thermal._backend import double_precision
+from jaxmd_thermal._backend import available_memory, double_precision
 from jaxmd_thermal.derivatives import check_dtype, check_potential, hessian_columns
 from jaxmd_thermal.errors import CapacityError, InputError
 from jaxmd_thermal.lattice import symmetry
 from jaxmd_thermal.lattice.crystal import Crystal, Images
 from jaxmd_thermal.lattice.displaced import check_batch, displaced_forces, third_derivatives
+from jaxmd_thermal.lattice.geometry import ForceSets, Geometry
+from jaxmd_thermal.lattice.plans import (
+    finite_displacements,
+    included_pairs,
+    rotations_and_permutations,
+    second_plan,
+    third_plan,
+    with_forces,
+)
 from jaxmd_thermal.lattice.projection import (
     distinct_atoms,
     fc2_from_rows,
@@ -24,13 +33,12 @@ from jaxmd_thermal.lattice.projection import (
     project_fc2,
     project_fc3,
 )
-from jaxmd_thermal.lattice.solver import SecondOrder, ThirdOrder, second_order, solve_fc2, solve_fc3, third_order
-from jaxmd_thermal.lattice.symmetry import Geometry
+from jaxmd_thermal.lattice.solver import solve_fc2, solve_fc3
 from jaxmd_thermal.potentials.base import Potential
 from jaxmd_thermal.system import System, static
 
-LARGEST_FC3 = 16.0
-"""GiB of compact fc3 beyond which nothing is started; building and symmetrising needs about three times as much."""
+PEAK = 4
+"""Memory of force constants while they are symmetrised, in units of their own."""
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +52,7 @@ class ForceConstants:
       crystal: primitive cell, with Born charges where they are known.
       images2, images3: shortest vectors of the supercells of second and third order (`images3` None without fc3).
       geometry: the given cell and the matrices, needed by `save`.
+      force_sets: the displacements and forces that they were solved from, or None; `replace` of constants drops them.
     """
 
     fc2: Any
@@ -52,6 +61,7 @@ class ForceConstants:
     images2: Images = static()
     images3: Images | None = static(None)
     geometry: Geometry | None = static(None)
+    force_sets: ForceSets | None = static(None)
 
     def __post_init__(self):
         # Inside JAX's tree functions leaves may be anything (norms, stacks): only what looks like force constants is checked.
@@ -77,8 +87,10 @@ class ForceConstants:
         Args:
           path: `phonopy_params.yaml` or `phono3py_params.yaml`, also compressed (.xz, .gz), with forces or force constants;
             or a folder with `phonopy*.yaml` or `phono3py*.yaml` and `FORCE_SETS`, `FORCES_FC3`, `FORCES_FC2`,
-            `force_constants.hdf5`, `fc2.hdf5`, `fc3.hdf5` or `BORN`. Nothing outside of it is read.
-          symmetrize: sum rule and permutation symmetry of what is computed from forces (phonopy's traditional ones).
+            `force_constants.hdf5`, `fc2.hdf5`, `fc3.hdf5` or `BORN`. Nothing outside of it is read. Units are those of the
+            file's calculator and are converted; magnetic moments count for the symmetry.
+          symmetrize: sum rule and permutation symmetry of what is computed from forces (phonopy's traditional ones). Random
+            displacements are fitted by symfc, with both.
 
         Raises:
           InputError: what is missing or broken, with the file, the dataset and what was expected.
@@ -90,7 +102,8 @@ class ForceConstants:
     def save(self, folder: str | Path) -> Path:
         """Write `fc2.hdf5`, `fc3.hdf5` (if there is third order) and `phonopy.yaml` or `phono3py.yaml` into a folder.
 
-        phonopy and phono3py read them, and so does `from_phono3py`.
+        Force sets, where there are any, go into `phonopy_params.yaml` or `phono3py_params.yaml`. phonopy and phono3py read
+        all of them, and so does `from_phono3py`.
 
         Raises:
           InputError: these force constants have no `geometry`.
@@ -101,6 +114,8 @@ class ForceConstants:
         return write_force_constants(self, folder)
 
     def replace(self, **changes) -> ForceConstants:
+        if {"fc2", "fc3"} & changes.keys():
+            changes = {"force_sets": None} | changes
         return replace(self, **changes)
 
     @property
@@ -134,7 +149,7 @@ class Estimate:
       evaluations2, evaluations3: Hessian columns or displaced cells of second order, displaced cells or third derivatives.
       atoms2, atoms3: atoms of the supercells.
       fc_bytes: memory of the finished force constants.
-      symmetrize_bytes: memory on the host while they are symmetrised.
+      symmetrize_bytes: what comes on top of it on the host while they are symmetrised.
       batch_bytes: positions and forces of a batch; the potential's own work comes on top.
     """
 
@@ -158,16 +173,19 @@ def estimate_force_constants(
     displacement: float | None = 0.03,
     batch_size: int | None = None,
     pair_cutoff: float | None = None,
+    snapshots: int | None = None,
 ) -> Estimate:
     """Number of evaluations and memory of `force_constants` with the same arguments. No potential is evaluated."""
     _check_pair_cutoff(pair_cutoff)
+    _check_snapshots(snapshots, displacement, pair_cutoff)
     geometry = symmetry.geometry_of(atoms, supercell, fc3_supercell)
-    return _estimate(geometry, displacement, batch_size, pair_cutoff)
+    return _estimate(geometry, displacement, batch_size, pair_cutoff, snapshots)
 
 
 def _estimate(
-    geometry: Geometry, displacement: float | None, batch_size: int | None, pair_cutoff: float | None
-) -> Estimate:
+    geometry: Geometry, displacement: float | None, batch_size: int | None, pair_cutoff: float | None,
+    snapshots: int | None,
+) -> Estimate:  # fmt: skip
     second = symmetry.phonopy_object(geometry)
     n_prim, n2, n3 = len(second.primitive), len(second.supercell), 0
     if geometry.fc3_supercell_matrix is not None:
@@ -175,20 +193,22 @@ def _estimate(
     refuse_too_large(geometry)
     fc3 = 216 * n_prim * n3**2
     evaluations3 = 0
-    if displacement is None:
-        evaluations2 = 3 * len(distinct_atoms(*_operations(second)))
+    if snapshots is not None:
+        evaluations2, evaluations3 = 2 * snapshots * (not _one_supercell(geometry)), 2 * snapshots * (n3 > 0)
+    elif displacement is None:
+        evaluations2 = 3 * len(distinct_atoms(*rotations_and_permutations(second)))
         if n3:
             third = symmetry.phonopy_object(geometry, 3)
-            evaluations3 = len(_third_columns(*_operations(third), third.primitive.cell, pair_cutoff))
+            evaluations3 = len(_third_columns(*rotations_and_permutations(third), third.primitive.cell, pair_cutoff))
     else:
         second.generate_displacements(distance=displacement)
         evaluations2 = len(second.displacements)
         if n3:
-            firsts = _third_displacements(geometry, displacement, pair_cutoff)
-            evaluations3 = len(firsts) + sum(len(a["second_atoms"]) for a in firsts)
+            firsts = finite_displacements(geometry, 3, displacement, pair_cutoff)["first_atoms"]
+            evaluations3 = len(firsts) + sum(len(included_pairs(a)) for a in firsts)
     fc2 = 72 * n_prim * n2
     batch = 48 * max(n2 * check_batch(batch_size, n2), n3 * check_batch(batch_size, max(n3, 1)))
-    return Estimate(evaluations2, evaluations3, n2, n3, fc2 + fc3, 3 * (fc2 + fc3), batch)
+    return Estimate(evaluations2, evaluations3, n2, n3, fc2 + fc3, (PEAK - 1) * (fc2 + fc3), batch)
 
 
 def force_constants(
@@ -204,6 +224,8 @@ def force_constants(
     symprec: float = symmetry.SYMPREC,
     dtype: str = "float64",
     progress: Callable[[int, int], None] | None = None,
+    snapshots: int | None = None,
+    seed: int = 0,
 ) -> ForceConstants:
     """Force constants of a potential, symmetrised.
 
@@ -222,35 +244,58 @@ def force_constants(
       dtype: precision of the potential. With nequix-mp-1 and 0.03 Å, single precision took half the time and changed kappa of
         NaCl and wurtzite ZnO by less than 3e-4, SRME by less than 5e-4.
       progress: called with the number of evaluations that are done and of all, of one order after the other.
+      snapshots: fit second and third order (symfc) to so many random displacements of all atoms, each by `displacement` and
+        with its opposite, instead of displacing one and two atoms: fewer cells where symmetry is low. What is beyond third
+        order stays in the fit. None: no fit.
+      seed: of the random displacements, 0 to 2^32 - 1.
 
-    Returns: ForceConstants; fc2 in eV/Å^2, fc3 in eV/Å^3.
+    Returns: ForceConstants; fc2 in eV/Å^2, fc3 in eV/Å^3; with `force_sets` unless by AD.
 
     Raises:
-      InputError: matrices, displacement, structure; phono3py missing.
-      CapacityError: fc3 would exceed `LARGEST_FC3`.
+      InputError: matrices, displacement, structure; too few snapshots; phono3py missing.
+      CapacityError: fc3 would not fit into memory while it is symmetrised.
 
     Source: finite displacements: Parlinski, Li, Kawazoe, PRL 78, 4063 (1997); Togo, J. Phys. Soc. Jpn. 92, 012001 (2023).
     """
     if displacement is not None and not (np.isfinite(displacement) and 1e-5 <= displacement <= 0.5):
         raise InputError(f"displacement is {displacement} Å; it must lie between 1e-5 and 0.5, or be None for AD")
     _check_pair_cutoff(pair_cutoff)
+    _check_snapshots(snapshots, displacement, pair_cutoff, seed)
     check_dtype(dtype)
     check_potential(potential, System.from_atoms(atoms))
     geometry = symmetry.geometry_of(atoms, supercell, fc3_supercell, primitive, symprec)
     refuse_too_large(geometry)
+    third = geometry.fc3_supercell_matrix is not None
+    sets, fc3 = None, None
     if displacement is None:
         fc2 = _fc2_by_ad(potential, geometry, dtype)
-        fc3 = None
-        if geometry.fc3_supercell_matrix is not None:
+        if third:
             fc3 = _fc3_by_ad(potential, geometry, pair_cutoff, batch_size, dtype, progress)
+    elif snapshots is not None:
+        made: list[Mapping[str, Any] | None] = [None, None]
+        for order in [*([] if _one_supercell(geometry) else [2]), *([3] if third else [])]:
+            random = symmetry.phonopy_object(geometry, order)
+            random.generate_displacements(
+                distance=displacement, number_of_snapshots=snapshots, random_seed=seed, is_plusminus=True
+            )
+            moves = random.dataset["displacements"]
+            forces = _forces(potential, geometry, order, moves, batch_size, dtype, progress)
+            made[order - 2] = {"displacements": moves, "forces": forces}
+        sets = ForceSets(*made)
+        fc2, fc3 = symmetry.solve_force_sets(geometry, sets)
     else:
-        plan2 = second_order_plan(geometry, displacement)
-        fc2 = _by_displacements(potential, geometry, 2, plan2, solve_fc2, batch_size, dtype, progress)
-        fc3 = None
-        if geometry.fc3_supercell_matrix is not None:
-            plan3 = third_order_plan(geometry, displacement, pair_cutoff)
-            fc3 = _by_displacements(potential, geometry, 3, plan3, solve_fc3, batch_size, dtype, progress)
-    return empty_force_constants(geometry, fc2, fc3)
+        single = finite_displacements(geometry, 2, displacement)
+        forces, fc2 = _by_displacements(
+            potential, geometry, 2, second_plan(geometry, single), solve_fc2, batch_size, dtype, progress
+        )
+        sets = ForceSets(with_forces(single, forces))
+        if third:
+            pairs = finite_displacements(geometry, 3, displacement, pair_cutoff)
+            forces, fc3 = _by_displacements(
+                potential, geometry, 3, third_plan(geometry, pairs), solve_fc3, batch_size, dtype, progress
+            )
+            sets = replace(sets, third=with_forces(pairs, forces))
+    return empty_force_constants(geometry, fc2, fc3).replace(force_sets=sets)
 
 
 def _check_pair_cutoff(pair_cutoff: float | None) -> None:
@@ -258,26 +303,46 @@ def _check_pair_cutoff(pair_cutoff: float | None) -> None:
         raise InputError(f"pair_cutoff is {pair_cutoff} Å; give a positive distance, or None for all pairs")
 
 
+def _check_snapshots(
+    snapshots: int | None, displacement: float | None, pair_cutoff: float | None, seed: int = 0
+) -> None:
+    if snapshots is None:
+        return
+    if not isinstance(snapshots, int | np.integer) or snapshots < 1:
+        raise InputError(
+            f"snapshots is {snapshots!r}; give a whole number of random displacements, at least 1, or None"
+        )
+    if displacement is None or pair_cutoff is not None:
+        name, value = ("displacement", None) if displacement is None else ("pair_cutoff", pair_cutoff)
+        raise InputError(
+            f"{name} is {value} with snapshots={snapshots}: random displacements need a length in Å and no cutoff of pairs"
+        )
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed!r}; give a whole number from 0 to 2^32 - 1")
+
+
+def _one_supercell(geometry: Geometry) -> bool:
+    third = geometry.fc3_supercell_matrix
+    return third is not None and bool(np.all(third == geometry.supercell_matrix))
+
+
 def refuse_too_large(geometry: Geometry) -> None:
-    """Refuse what would not fit, without generating displacements."""
+    """Refuse what would not fit while it is symmetrised, without generating displacements."""
     if geometry.fc3_supercell_matrix is not None:
         n_super = round(len(geometry.unit.numbers) * np.linalg.det(geometry.fc3_supercell_matrix))
         n_prim = max(1, round(len(geometry.unit.numbers) * abs(np.linalg.det(geometry.primitive_matrix))))
-        size = 216 * n_prim * n_super**2 / 2**30
-        if size > LARGEST_FC3:
+        size = 216.0 * n_prim * n_super**2
+        have = available_memory()
+        if PEAK * size > have:
             raise CapacityError(
-                f"fc3 of {n_prim} atoms in a supercell of {n_super} needs {size:.1f} GiB; the limit is {LARGEST_FC3} GiB: "
-                "choose a smaller fc3_supercell"
+                f"fc3 of {n_prim} atoms in a supercell of {n_super} needs {size / 2**30:.1f} GiB, {PEAK} times that while it is "
+                f"symmetrised, and {have / 2**30:.1f} GiB are available: choose a smaller fc3_supercell"
             )
-
-
-def _operations(phonopy: Any):
-    return symmetry.operations_of(phonopy), symmetry.images_of(phonopy.primitive, phonopy.supercell)
 
 
 def _fc2_by_ad(potential: Potential, geometry: Geometry, dtype: str) -> np.ndarray:
     phonopy = symmetry.phonopy_object(geometry)
-    operations, images = _operations(phonopy)
+    operations, images = rotations_and_permutations(phonopy)
     distinct = distinct_atoms(operations, images)
     columns = [3 * atom + axis for atom in distinct for axis in range(3)]
     found = hessian_columns(potential, symmetry.system_of(phonopy.supercell), columns, dtype)
@@ -298,7 +363,7 @@ def _third_columns(operations, images, lattice, pair_cutoff: float | None) -> li
 
 def _fc3_by_ad(potential: Potential, geometry: Geometry, pair_cutoff, batch_size, dtype: str, progress) -> np.ndarray:
     phonopy = symmetry.phonopy_object(geometry, 3)
-    operations, images = _operations(phonopy)
+    operations, images = rotations_and_permutations(phonopy)
     columns = _third_columns(operations, images, phonopy.primitive.cell, pair_cutoff)
     found = third_derivatives(potential, symmetry.system_of(phonopy.supercell), columns, batch_size, dtype, progress)
     rows: dict[tuple[int, int], np.ndarray] = {}
@@ -312,36 +377,15 @@ def _fc3_by_ad(potential: Potential, geometry: Geometry, pair_cutoff, batch_size
     return project_fc3(fc3, images, operations.to_primitive(images), None if known.all() else known)
 
 
-def second_order_plan(geometry: Geometry, distance: float) -> SecondOrder:
-    """phonopy's displacements of a geometry, and how their forces become fc2."""
-    phonopy = symmetry.phonopy_object(geometry)
-    phonopy.generate_displacements(distance=distance)
-    atoms = phonopy.dataset["first_atoms"]
-    return second_order([(a["number"], a["displacement"]) for a in atoms], *_operations(phonopy))
-
-
-def third_order_plan(geometry: Geometry, distance: float, pair_cutoff: float | None = None) -> ThirdOrder:
-    """phono3py's displacements of a geometry, and how their forces become fc3."""
-    atoms = [
-        (a["number"], a["displacement"], [(b["number"], b["displacement"]) for b in a["second_atoms"]])
-        for a in _third_displacements(geometry, distance, pair_cutoff)
-    ]
-    return third_order(atoms, *_operations(symmetry.phonopy_object(geometry, 3)))
-
-
-def _third_displacements(geometry: Geometry, distance: float, pair_cutoff: float | None) -> list[dict[str, Any]]:
-    third = symmetry.phono3py_object(geometry)
-    third.generate_displacements(distance=distance, cutoff_pair_distance=pair_cutoff)
-    return [
-        a | {"second_atoms": [b for b in a["second_atoms"] if b.get("included", True)]}
-        for a in third.dataset["first_atoms"]
-    ]
+def _forces(potential, geometry: Geometry, order: int, moves, batch_size, dtype: str, progress) -> np.ndarray:
+    system = symmetry.system_of(symmetry.phonopy_object(geometry, order).supercell)
+    return displaced_forces(potential, system, moves, batch_size, dtype, progress)
 
 
 def _by_displacements(
     potential, geometry: Geometry, order: int, plan: Any, solve, batch_size, dtype: str, progress
-) -> np.ndarray:
-    system = symmetry.system_of(symmetry.phonopy_object(geometry, order).supercell)
-    forces = displaced_forces(potential, system, plan.moves, batch_size, dtype, progress)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forces of a plan's cells, and the force constants that they give."""
+    forces = _forces(potential, geometry, order, plan.moves, batch_size, dtype, progress)
     with double_precision():
-        return np.asarray(solve(jax.numpy.asarray(forces), plan))
+        return forces, np.asarray(solve(jax.numpy.asarray(forces), plan))

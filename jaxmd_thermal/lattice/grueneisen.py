@@ -13,6 +13,7 @@ import numpy as np
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.derivatives import evaluate
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.lattice.crystal import Crystal, Images
 from jaxmd_thermal.lattice.density import MeshPhonons, mesh_phonons
 from jaxmd_thermal.lattice.force_constants import ForceConstants, force_constants
 from jaxmd_thermal.lattice.occupation import heat_capacity
@@ -98,9 +99,9 @@ def grueneisen_from_volumes(
 
 
 def grueneisen_from_fc3(force_constants: ForceConstants, mesh: Any, nac: bool | None = None) -> Grueneisen:
-    """Mode Grüneisen parameters from third order: dPhi/d strain = sum_k Phi3 r_k for isotropic strain.
+    """Mode Grüneisen parameters from third order: dPhi/d strain = sum_k Phi3 (r_k + u_k) for isotropic strain.
 
-    Without the relaxation of internal coordinates, which vanishes where symmetry fixes them. Needs the same supercell for
+    u is the internal strain, by which the atoms follow the cell; zero where symmetry fixes them. Needs the same supercell for
     second and third order. The non-analytic part is taken as constant.
 
     Raises:
@@ -119,12 +120,34 @@ def grueneisen_from_fc3(force_constants: ForceConstants, mesh: Any, nac: bool | 
             "the same one: use volume differences"
         )
     images = fc.images3
-    vectors = np.array([[images.vectors[b : b + n].mean(axis=0) for n, b in row] for row in images.multiplicity])
-    slope = np.einsum("ijkabc,kic->ijab", np.asarray(fc.fc3), vectors @ fc.crystal.lattice)
+    moved = _mean_vectors(fc.crystal, images) + _internal_strain(fc)[images.primitive_of][:, None]
+    slope = np.einsum("ijkabc,kic->ijab", np.asarray(fc.fc3), moved)
     solved = mesh_phonons(fc, mesh, nac, eigenvectors=True)
     matrices = matrices_on(replace(fc, fc2=slope), solved.phonons.qpoints, False)
     volume = fc.crystal.volume
     return from_slope(solved, matrices / (3.0 * volume), volume)
+
+
+def _mean_vectors(crystal: Crystal, images: Images) -> np.ndarray:
+    """(supercell atoms, primitive atoms, 3) Å, from the primitive atom, averaged over the equally short images."""
+    vectors = [[images.vectors[b : b + n].mean(axis=0) for n, b in row] for row in images.multiplicity]
+    return np.array(vectors) @ crystal.lattice
+
+
+def _internal_strain(fc: ForceConstants) -> np.ndarray:
+    """(primitive atoms, 3) Å for a unit of isotropic strain: how far the atoms move, beyond what the cell takes along, until
+    the forces that the strain causes vanish again. Without a macroscopic field.
+
+    Source: Born and Huang, Dynamical Theory of Crystal Lattices (Oxford, 1954).
+    """
+    fc2, n = np.asarray(fc.fc2), len(fc.crystal.numbers)
+    force = -np.einsum("ijab,jib->ia", fc2, _mean_vectors(fc.crystal, fc.images2)).ravel()
+    curvature = np.zeros((n, 3, n, 3))
+    np.add.at(curvature.transpose(2, 0, 1, 3), fc.images2.primitive_of, fc2.transpose(1, 0, 2, 3))
+    # Rigid shifts cost nothing; they are taken out exactly, as sum rules of files hold to a few digits only.
+    rest = np.kron(np.eye(n) - 1.0 / n, np.eye(3))
+    inverse = np.linalg.pinv(rest @ curvature.reshape(3 * n, 3 * n) @ rest, rcond=1e-10, hermitian=True)
+    return (inverse @ force).reshape(n, 3)
 
 
 def matrices_on(fc: ForceConstants, q: np.ndarray, nac: bool | None = None) -> np.ndarray:

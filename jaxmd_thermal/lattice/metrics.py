@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ def srd(result: Any, reference: Any, temperature: float = 300.0) -> float:
 
     Póta, Ahlawat, Csányi and Simoncelli, arXiv:2408.00755. Arguments as in `srme`.
     """
+    result, reference = _read(result), _read(reference)
     kappa, expected = _kappa(result, temperature), _reference_kappa(reference, temperature)
     return float("nan") if _failed(result) or not np.isfinite(kappa) else 2 * (kappa - expected) / (kappa + expected)
 
@@ -39,12 +41,14 @@ def srme(result: Any, reference: Any, temperature: float = 300.0) -> float:
     Args:
       result, reference: a conductivity result (`kappa`, `mode_kappa`, `weights`, `temperatures`, optionally `invalid`),
         or a mapping with `kappa_TOT_ave` (W/(m K)), `mode_kappa_TOT_ave` (q, bands; star weights included) and `weights`,
-        optionally with a temperature axis in front and with the flags `imaginary` and `broken_symmetry`; None: failed.
+        optionally with a temperature axis in front and with the flags `imaginary` and `broken_symmetry`; or the path of a
+        `kappa-m*.hdf5` (phono3py's, or saved here); None: failed.
       temperature: K.
 
     Raises:
       InputError: the reference lacks one of these, or the temperature was not computed.
     """
+    result, reference = _read(result), _read(reference)
     expected, theirs = _reference_kappa(reference, temperature), _modes(reference, temperature)
     weights = _weights(reference)
     if theirs is None or weights is None:
@@ -64,6 +68,14 @@ def summary(values) -> float:
     """Mean over compounds, NaN counted as 2: the figure of the benchmark."""
     values = np.asarray(values, float)
     return float(np.where(np.isfinite(values), values, FAILED).mean())
+
+
+def _read(result: Any) -> Any:
+    if isinstance(result, str | Path):
+        from jaxmd_thermal.io.kappa_hdf5 import read_kappa
+
+        return read_kappa(result)
+    return result
 
 
 def _failed(result) -> bool:

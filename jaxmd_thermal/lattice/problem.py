@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmd_thermal._backend import available_memory
 from jaxmd_thermal.errors import CapacityError, InputError
 from jaxmd_thermal.lattice import isotopes as isotope_scattering
 from jaxmd_thermal.lattice import phonons, scattering, strength, symmetry
@@ -76,11 +76,10 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
 def refuse_too_large(
     force_constants: ForceConstants, mesh, temperatures: int = 1, memory: float | None = None, method: str = "wigner"
 ) -> None:
-    """Raise CapacityError if the estimate exceeds `memory` (GiB; None: four fifths of the machine's). Values of the force
+    """Raise CapacityError if the estimate exceeds `memory` (GiB; None: what the device has free). Values of the force
     constants are not looked at, so that this can be asked before they are computed."""
     estimated = estimated_bytes(force_constants, mesh, temperatures, method)
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 34
-    limit = 0.8 * physical if memory is None else memory * 2**30
+    limit = available_memory() if memory is None else memory * 2**30
     if estimated > limit:
         raise CapacityError(
             f"mesh {tuple(int(m) for m in mesh)} needs about {estimated / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB may be "

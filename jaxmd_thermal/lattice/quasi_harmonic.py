@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+from jaxmd_thermal.derivatives import evaluate
 from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.lattice.thermodynamics import Thermodynamics
+from jaxmd_thermal.lattice.density import mesh_phonons
+from jaxmd_thermal.lattice.force_constants import force_constants
+from jaxmd_thermal.lattice.grueneisen import scaled
+from jaxmd_thermal.lattice.thermodynamics import Thermodynamics, thermodynamics
+from jaxmd_thermal.potentials.base import Potential
 from jaxmd_thermal.units import GPA, KJ_PER_MOL
+
+POINTS = 11
+"""Volumes between the smallest and the largest."""
 
 
 def vinet(volume, energy, modulus, slope, minimum):
@@ -72,13 +80,15 @@ class QuasiHarmonic:
     expansion: np.ndarray
 
 
-def quasi_harmonic(volumes: Any, energies: Any, thermal: list[Thermodynamics]) -> QuasiHarmonic:
+def quasi_harmonic_from_volumes(volumes: Any, energies: Any, thermal: list[Thermodynamics]) -> QuasiHarmonic:
     """Minimise E(V) + F_vib(V, T) with Vinet's equation of state.
+
+    The expansion is (dS/dV)_T/B_T (Maxwell), with a cubic through the entropies: no difference between temperatures.
 
     Args:
       volumes: (m,) Å^3 of the primitive cell; 11 between 95 % and 105 % are usual.
       energies: (m,) eV per primitive cell of the crystal at rest.
-      thermal: harmonic thermodynamics at each volume, all at the same temperatures (3 or more for the expansion).
+      thermal: harmonic thermodynamics at each volume, all at the same temperatures.
 
     Raises:
       InputError: shapes, imaginary modes at a volume, or a minimum outside of the volumes.
@@ -91,16 +101,76 @@ def quasi_harmonic(volumes: Any, energies: Any, thermal: list[Thermodynamics]) -
     if bad:
         raise InputError(f"imaginary modes have no free energy; {bad[0]}")
     temperatures = thermal[0].temperatures
-    if any(not np.array_equal(t.temperatures, temperatures) for t in thermal) or len(temperatures) < 3:
-        raise InputError("the thermodynamics must be at the same temperatures for all volumes, at least 3 of them")
+    if any(not np.array_equal(t.temperatures, temperatures) for t in thermal):
+        raise InputError("the thermodynamics must be at the same temperatures for all volumes")
     vibrational = np.array([t.free_energy for t in thermal]) / KJ_PER_MOL
-    fits = np.array(
-        [fit_vinet(volumes, np.asarray(energies, float) + vibrational[:, k]) for k in range(len(temperatures))]
-    )
+    entropies = np.array([t.entropy for t in thermal]) / (1e3 * KJ_PER_MOL)
+    fits, slopes = [], []
+    for k, temperature in enumerate(temperatures):
+        try:
+            fits.append(fit_vinet(volumes, np.asarray(energies, float) + vibrational[:, k]))
+        except InputError as error:
+            raise InputError(f"at {temperature:g} K: {error}") from None
+        slopes.append(np.polynomial.Polynomial.fit(volumes, entropies[:, k], 3).deriv()(fits[-1][3]))
+    found = np.array(fits)
     return QuasiHarmonic(
         temperatures=temperatures,
-        volume=fits[:, 3],
-        free_energy=fits[:, 0],
-        bulk_modulus=fits[:, 1] / GPA,
-        expansion=np.gradient(fits[:, 3], temperatures, edge_order=2) / fits[:, 3],
+        volume=found[:, 3],
+        free_energy=found[:, 0],
+        bulk_modulus=found[:, 1] / GPA,
+        expansion=np.array(slopes) / found[:, 1],
     )
+
+
+def volume_factors(volumes: tuple[float, float], points: int = POINTS) -> np.ndarray:
+    """(points,) from the smallest to the largest volume, in units of that of the crystal.
+
+    Raises:
+      InputError: a range that is not ascending or not within 0.5 to 2, fewer than 5 points.
+    """
+    low, high = volumes
+    if not (0.5 <= low < high <= 2.0 and points >= 5):
+        raise InputError(
+            f"volumes are {low:g} to {high:g} with {points} points; give an ascending range within 0.5 and 2 (units of the "
+            "volume of the crystal) and at least 5 points"
+        )
+    return np.linspace(low, high, points)
+
+
+def quasi_harmonic(
+    potential: Potential,
+    atoms: Any,
+    supercell: Any,
+    mesh: Any,
+    temperatures: Any = (300.0,),
+    *,
+    volumes: tuple[float, float] = (0.95, 1.05),
+    points: int = POINTS,
+    displacement: float | None = None,
+    batch_size: int | None = None,
+) -> QuasiHarmonic:
+    """Volume, bulk modulus and thermal expansion of a potential; positions and shape of the cell follow each volume.
+
+    Args:
+      atoms: relaxed (`relax` with "converged").
+      supercell, displacement, batch_size: as for `force_constants`.
+      mesh: 3 whole numbers.
+      temperatures: K, zero or more.
+      volumes: smallest and largest volume, in units of that of the atoms.
+      points: volumes between them, 5 or more.
+
+    Raises:
+      InputError: as `volume_factors`, `quasi_harmonic_from_volumes` and `force_constants`.
+      UnstableError: positions or shape do not relax at a volume.
+    """
+    from jaxmd_thermal.io.relax import relaxed_positions
+
+    sizes, energies, thermal = [], [], []
+    for factor in volume_factors(volumes, points):
+        moved: Any = relaxed_positions(potential, scaled(atoms, float(factor)), shape=True)
+        fc = force_constants(potential, moved, supercell, displacement=displacement, batch_size=batch_size)
+        cells = moved.get_volume() / fc.crystal.volume
+        sizes.append(fc.crystal.volume)
+        energies.append(float(evaluate(potential, moved, "energy")["energy"]) / cells)
+        thermal.append(thermodynamics(mesh_phonons(fc, mesh), temperatures))
+    return quasi_harmonic_from_volumes(sizes, energies, thermal)

@@ -21,7 +21,7 @@ from jaxmd_thermal.derivatives import calculate, check_dtype
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import equilibrium, symmetry
 from jaxmd_thermal.lattice.displaced import check_batch, prepared_neighbors
-from jaxmd_thermal.lattice.force_constants import second_order_plan, third_order_plan
+from jaxmd_thermal.lattice.plans import second_order_plan, third_order_plan
 from jaxmd_thermal.lattice.solver import solve_fc2, solve_fc3
 from jaxmd_thermal.potentials.base import Potential
 from jaxmd_thermal.system import System

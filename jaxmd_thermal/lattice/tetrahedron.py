@@ -25,10 +25,18 @@ def tetrahedron_weight(frequency, centre, others):
       centre: (...,) THz, value at the vertex.
       others: three arrays (...,) THz, values at the other vertices.
 
-    Returns: (...,) 1/THz, zero where no point of the tetrahedron has the frequency, and at a frequency that is exactly a
-      vertex's (as in phono3py 3): where that matters, ask on either side.
+    Returns: (...,) 1/THz, zero where no point of the tetrahedron has the frequency. At a frequency that is exactly a vertex's it
+      is the limit from above; the weight jumps there only where all four vertices, or the centre and two others, coincide:
+      where that matters, ask on either side.
     """
     return _cubic_splines(frequency, _knots(centre, others))[0] / 24
+
+
+def between(above_low, above_high):
+    """Whether a frequency lies between two knots, from how far it is above each; on a knot it belongs to the span above, as in
+    phono3py 4. Were it in neither (phono3py 3), the tetrahedra with a vertex at the frequency itself would be left out, and
+    rounding would decide which frequencies of a star are the same."""
+    return (above_low >= 0) & (above_high < 0)
 
 
 def _knots(centre, others):
@@ -53,8 +61,8 @@ def _cubic_splines(w, t):
     level = []
     for i in range(len(t) - 1):
         span = t[i + 1] - t[i]
-        inside = (below[i] > 0) & (below[i + 1] < 0) & (span > EMPTY)
-        level.append(jnp.where(inside, 1 / jnp.where(inside, span, 1.0), 0.0))
+        here = between(below[i], below[i + 1]) & (span > EMPTY)
+        level.append(jnp.where(here, 1 / jnp.where(here, span, 1.0), 0.0))
     for n in (2, 3, 4):
         higher = []
         for i in range(len(t) - n):

@@ -1,4 +1,4 @@
-"""The protocol of observables, their connection with the run loop, and the simplest one, a running mean."""
+"""The protocol of observables and their connection with the run loop."""
 
 from __future__ import annotations
 
@@ -65,41 +65,6 @@ class Observe:
         """One result a replica."""
         replicas = jax.tree.leaves(state)[0].shape[0]
         return [self.accumulator.finalize(jax.tree.map(lambda x, i=i: x[i], state)) for i in range(replicas)]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class MeanState:
-    """`count` int64; `mean` and `squares` (sum of squared deviations) of the values' shape, float64."""
-
-    count: Any
-    mean: Any
-    squares: Any
-
-
-@dataclass(frozen=True)
-class RunningMean:
-    """Mean and variance in one pass, without the cancellation of <x^2> - <x>^2.
-
-    Source: Welford, Technometrics 4, 419 (1962). `finalize` gives `count`, `mean`, `variance` (unbiased for independent
-    values; NaN before the second one). The variance is that of one value; correlated samples need block errors.
-    """
-
-    def init(self, example: Any) -> MeanState:
-        zero = jnp.zeros(jnp.shape(example), wide_float())
-        return MeanState(jnp.zeros((), wide_int()), zero, zero)
-
-    def update(self, state: MeanState, value: Any) -> MeanState:
-        count = state.count + 1
-        delta = value - state.mean
-        mean = state.mean + delta / count
-        return MeanState(count, mean, state.squares + delta * (value - mean))
-
-    def finalize(self, state: MeanState) -> dict[str, np.ndarray]:
-        count = int(state.count)
-        squares = np.asarray(state.squares)
-        variance = squares / (count - 1) if count > 1 else np.full_like(squares, np.nan)
-        return {"count": np.asarray(count), "mean": np.asarray(state.mean), "variance": variance}
 
 
 def wide_int() -> Any:

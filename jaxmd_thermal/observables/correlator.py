@@ -42,6 +42,8 @@ class MultipleTauCorrelator:
     small as long as the correlation varies little over 1/points of its lag.
     Source: Ramirez, Sukumaran, Vorselaars, Likhtman, J. Chem. Phys. 133, 154103 (2010).
 
+    Of the heat flux, `transport.green_kubo_correlation` makes a conductivity of it.
+
     Longest lag: (points - 1) average^(levels - 1) values; with the defaults 4.9e5 values at 16 levels of 16 points.
     """
 

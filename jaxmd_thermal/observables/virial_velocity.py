@@ -32,8 +32,6 @@ class VirialVelocityCorrelator:
 
     K(0) = <J_pot . F_e>. Input of `transport.spectral.spectral_conductivity`.
     Source: Fan et al., PRB 99, 064308 (2019), eq. 11.
-
-    Memory: 2 (L + 1) atoms x 3 numbers a replica.
     """
 
     lags: int = 100
@@ -41,6 +39,11 @@ class VirialVelocityCorrelator:
     def __post_init__(self) -> None:
         if self.lags < 1:
             raise InputError(f"lags is {self.lags}; at least 1 is needed")
+
+    @property
+    def bytes_per_atom(self) -> float:
+        """Memory of the state of a replica (the sums are small beside the buffers)."""
+        return 2 * (self.lags + 1) * 3 * 8
 
     def init(self, sample: Mapping[str, Any]) -> VirialVelocityState:
         shape = sample["velocities"].shape  # (replicas, atoms, 3)

@@ -13,6 +13,9 @@ from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.potentials.base import PairPotential
 from jaxmd_thermal.system import static
 
+SYMMETRY = 1e-6
+"""Relative to the largest entry: what the rounding of float32 may leave between the two entries of a pair."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -63,6 +66,32 @@ class LennardJones(PairPotential):
             raise InputError(
                 f"epsilon and sigma have the shape {shape}, but species is {self.species}: "
                 "name one atomic number for each row"
+            )
+        self._check("epsilon", "eV")
+        self._check("sigma", "Å")
+
+    def _check(self, name: str, unit: str) -> None:
+        """Refuse values that are no number and no symmetric matrix over the species.
+
+        Only NumPy arrays, which users and files give: traced arrays have no values, and a tree of gradients or a stack of
+        potentials is no potential.
+        """
+        value = getattr(self, name)
+        if not isinstance(value, np.ndarray) or value.ndim == 0:
+            return
+        if value.shape != (len(self.species or ()),) * 2:
+            raise InputError(
+                f"{name} has the shape {value.shape}, and species is {self.species}: give a number, or a matrix with a row "
+                "and a column for each species"
+            )
+        apart = np.abs(value - value.T)
+        if np.any(apart > SYMMETRY * np.max(np.abs(value))):
+            a, b = (int(i) for i in np.unravel_index(np.argmax(apart), value.shape))
+            assert self.species is not None
+            pair = (self.species[a], self.species[b])
+            raise InputError(
+                f"{name} is {value[a, b]:g} {unit} for the species {pair} and {value[b, a]:g} {unit} for {pair[::-1]}: a pair "
+                "has one energy, so make the matrix symmetric"
             )
 
     def pair_energy(self, distances_squared, graph):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.errors import ThermalError
+from jaxmd_thermal.report.comparison import directions_of
 from jaxmd_thermal.report.data import RunData, Series, number
 
 
@@ -57,7 +58,8 @@ def _recomputed(series: Series, entry: Mapping[str, Any], data: RunData) -> Mapp
     flux = np.sum(list(series.flux.values()), axis=0).transpose(1, 0, 2)
     step = float(np.median(np.diff(series.flux_time)))
     try:
-        return green_kubo_from_flux(flux, step, volume, temperature).details.get("traces", {})
+        result = green_kubo_from_flux(flux, step, volume, temperature, directions=directions_of(entry))
+        return result.details.get("traces", {})
     except ThermalError as error:
         data.notes.append(f"The curves of {entry.get('method')} could not be computed again: {error}")
         return {}

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.io.hdf5 import read_tree, write_tree
+from jaxmd_thermal.io.hdf5 import hdf5_file, read_tree, write_tree
 from jaxmd_thermal.report.lattice_data import LatticeData, load_lattice
 
 SERIES = ("time", "temperature", "potential_energy", "kinetic_energy", "conserved_energy")
@@ -136,8 +136,12 @@ def _columns(dataset: Any, name: str) -> np.ndarray:
 
 
 def write_traces(path: str | Path, traces: Mapping[str, Mapping[str, Any]]) -> None:
-    """Save the curves of results into `run.h5:/traces/<method>/`, replacing earlier ones; other values are left out."""
-    with h5py.File(path, "a") as file:
+    """Save the curves of results into `run.h5:/traces/<method>/`, replacing earlier ones; other values are left out.
+
+    Raises:
+      OutputError: the file cannot be written; its samples are untouched.
+    """
+    with hdf5_file(path, "a") as file:
         for method, tree in traces.items():
             name = f"traces/{method}"
             if name in file:
@@ -146,8 +150,12 @@ def write_traces(path: str | Path, traces: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def write_flux(path: str | Path, flux: np.ndarray, timestep: float, volume: float, temperature: float) -> None:
-    """A run.h5 that holds a heat-flux series of another code, (replicas, frames, 3) eV Å/fs, and nothing else."""
-    with h5py.File(path, "w") as file:
+    """A run.h5 that holds a heat-flux series of another code, (replicas, frames, 3) eV Å/fs, and nothing else.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
+    with hdf5_file(path) as file:
         file["flux/potential"] = flux.transpose(1, 0, 2)  # the total flux; another code's parts are not known
         file["flux/convective"] = np.zeros_like(flux.transpose(1, 0, 2))
         file["flux/time"] = timestep * (1.0 + np.arange(flux.shape[1]))

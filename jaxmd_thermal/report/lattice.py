@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.report import lattice_figures as figures
+from jaxmd_thermal.report.comparison import comparable, directions_of
 from jaxmd_thermal.report.data import RunData, conductivity, number, with_error
 from jaxmd_thermal.report.lattice_data import LATTICE_METHODS, LatticeData
 from jaxmd_thermal.report.shell import escape, framed, rows, section
+from jaxmd_thermal.transport.directions import named
 
 USUAL_KELVIN = 300.0
 GLOSS = {
@@ -28,6 +30,7 @@ GLOSS = {
     "free": "Harmonic free energy with the zero-point energy, per mole of primitive cells.",
     "displacements": "Mean over the three directions; quantum statistics.",
     "grueneisen": "Relative change of each frequency with volume, sign reversed.",
+    "quasi_harmonic": "Of the volume at which static energy plus harmonic free energy is lowest; zero-point energy included.",
 }
 DEFINITION = (
     "<p>Conductivity of the phonon gas: three-phonon linewidths in the relaxation-time approximation (Togo, Chaput, Tanaka, PRB "
@@ -62,7 +65,7 @@ def cards(data: RunData) -> list[str]:
     lines = []
     for k, kelvin in enumerate(found.get("temperatures_K") or []):
         lines.append(f"{kelvin:g} K: C_V {found['heat_capacity_J_mol_K'][k]:.4g} J/(mol K)")
-    text = bad or "every mode of the mesh has a real frequency"
+    text = bad or "every mode of the mesh and of the bands has a real frequency"
     return [
         f'<article class="card {"bad" if bad else "good"}"><p class="method">Phonons<span>harmonic lattice dynamics</span></p>'
         f'<p class="verdict"><b>{"! imaginary modes" if bad else "✓ no imaginary modes"}</b></p>'
@@ -81,7 +84,9 @@ def next_step(data: RunData, verb: str, typed: Mapping[str, Any]) -> tuple[str, 
                 verb, same | {"supercell": [n + 1 for n in data.settings.get("supercell") or (1, 1, 1)],
                               "out": out + "-large"},
             )  # fmt: skip
-        same = {k: v for k, v in same.items() if k not in ("grueneisen", "mesh")}
+        same = {k: v for k, v in same.items() if k not in ("grueneisen", "quasi_harmonic", "mesh")}
+        if data.settings.get("nac"):
+            same["nac"] = True
         return "How well does it conduct heat?", "wigner", same | {"mesh": [9, 9, 9], "out": out + "-wigner"}
     if any(not (r.get("verdict") or {}).get("converged") for r in data.results):
         keep = {
@@ -108,7 +113,7 @@ def side_by_side(data: RunData, names: Mapping[str, tuple[str, str]]) -> str:
     for r in data.results:
         value, error = conductivity(r)
         statistics = figures.statistics(r) or "classical"
-        name = f"{names[str(r['method'])][0]}, {statistics}"
+        name = ", ".join(filter(None, [names[str(r["method"])][0], statistics, named(directions_of(r))]))
         labelled.append((name, value, error, is_lattice(r)))
         mesh = ((r.get("details") or {}).get("settings") or {}).get("mesh")
         cell = f"{r.get('n_atoms')} atoms" + (f", mesh {'×'.join(map(str, mesh))}" if mesh else "")
@@ -119,7 +124,8 @@ def side_by_side(data: RunData, names: Mapping[str, tuple[str, str]]) -> str:
     table = (
         '<figure class="wide many"><h3>Cells and differences</h3>'
         f"<table class=tensor><tr>{head}</tr>{''.join(lines)}</table><figcaption>"
-        "Differences in standard errors of the dynamics; lattice dynamics has none.</figcaption></figure>"
+        "Differences in standard errors of the dynamics; lattice dynamics has none. κ is one third of the trace unless a "
+        "direction is named; then Green-Kubo's value along it is the other side of the difference.</figcaption></figure>"
     )
     return section("Lattice dynamics beside molecular dynamics", [
         framed(figures.all_values(labelled), "all", "All values", GLOSS["compare"]), table,
@@ -127,11 +133,13 @@ def side_by_side(data: RunData, names: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _difference(entry: Mapping[str, Any], reference: Mapping[str, Any] | None) -> str:
-    (value, error), (base, width) = conductivity(entry), conductivity(reference or {})
-    if reference is None or entry is reference or value is None or base is None or not width:
+    if reference is None or entry is reference:
+        return "–"
+    (value, error), (base, width), where = comparable(entry, reference) or ((None, None), (None, None), "")
+    if value is None or base is None or not width:
         return "–"
     sigmas = (value - base) / float(np.hypot(width, error or 0.0))
-    return f"{sigmas:+.1f} σ ({100 * (value / base - 1):+.0f} %)"
+    return f"{sigmas:+.1f} σ ({100 * (value / base - 1):+.0f} %)" + f", {where}" * bool(where)
 
 
 def overview(data: RunData) -> str:
@@ -149,6 +157,8 @@ def overview(data: RunData) -> str:
         framed(figures.displacements(tree.get("displacements") or {}, notes.get("numbers") or []), "u2",
                "Mean-square displacements", GLOSS["displacements"]),
         framed(figures.grueneisen(tree.get("grueneisen") or {}), "gr", "Grüneisen parameters", GLOSS["grueneisen"]),
+        framed(figures.quasi_harmonic(tree.get("quasi_harmonic") or {}), "qh", "Quasi-harmonic expansion",
+               GLOSS["quasi_harmonic"]),
         _table(found),
     ]  # fmt: skip
     return section("Phonons", parts)
@@ -168,22 +178,45 @@ def _table(found: LatticeData) -> str:
         ("zero-point energy", f"{s['zero_point_kJ_mol']:.5g} kJ/mol"),
         ("lowest frequency of the bands", f"{s['lowest_frequency_of_bands_THz']:.4g} THz"),
     ]
-    expansion = s.get("grueneisen") or {}
+    expansion, equilibrium = s.get("grueneisen") or {}, s.get("quasi_harmonic") or {}
     for k, t in enumerate(s["temperatures_K"]):
         tensor = np.array(s["mean_square_displacements_A2"][k])
         extra.append((f"⟨u²⟩ of each atom at {t:g} K", ", ".join(f"{np.trace(u) / 3:.4g}" for u in tensor) + " Å²"))
         if expansion:
             extra.append((f"Grüneisen parameter at {t:g} K", f"{expansion['mean'][k]:.4g}"))
             if expansion.get("linear_expansion_1_K"):
+                extra.append((f"linear expansion at {t:g} K", _per_kelvin(expansion["linear_expansion_1_K"][k])))
+            elif expansion.get("expansion_tensor_1_K"):
+                extra.append((f"linear expansion at {t:g} K", _components(expansion["expansion_tensor_1_K"][k])))
+            if expansion.get("volumetric_expansion_1_K"):
                 extra.append(
-                    (f"linear expansion at {t:g} K", f"{1e6 * expansion['linear_expansion_1_K'][k]:.4g} × 10⁻⁶ 1/K")
+                    (f"volumetric expansion at {t:g} K", _per_kelvin(expansion["volumetric_expansion_1_K"][k]))
                 )
+        if equilibrium.get("volume_A3"):
+            volume, modulus = equilibrium["volume_A3"][k], equilibrium["bulk_modulus_GPa"][k]
+            text = f"volume {volume:.5g} Å³, bulk modulus {modulus:.4g} GPa, volumetric expansion "
+            text += _per_kelvin(equilibrium["volumetric_expansion_1_K"][k])
+            extra.append((f"quasi-harmonic at {t:g} K", text))
     if expansion.get("bulk_modulus_GPa"):
         extra.append(("bulk modulus", f"{expansion['bulk_modulus_GPa']:.4g} GPa"))
+    for name, part in (("expansion", expansion), ("quasi-harmonic", equilibrium)):
+        if part.get("invalid"):
+            extra.append((name, f"not available: {part['invalid']}"))
     return (
         f"<figure><h3>Thermodynamics</h3><table class=tensor><tr>{head}</tr>{''.join(lines)}</table>{rows(extra)}"
         f"<figcaption>{escape(GLOSS['thermodynamics'])}</figcaption></figure>"
     )
+
+
+def _per_kelvin(value: float) -> str:
+    return f"{1e6 * value:.4g} × 10⁻⁶ 1/K"
+
+
+def _components(expansion: Any) -> str:
+    """Components of an expansion tensor along Cartesian axes, without those that symmetry makes zero."""
+    tensor = np.array(expansion)
+    some = [(i, j) for i in range(3) for j in range(i, 3) if i == j or abs(tensor[i, j]) > 1e-6 * abs(tensor).max()]
+    return ", ".join(f"{'xyz'[i]}{'xyz'[j]} {_per_kelvin(tensor[i, j])}" for i, j in some)
 
 
 def result_parts(data: RunData, entry: Mapping[str, Any], key: str) -> list[str]:

@@ -259,3 +259,19 @@ def grueneisen(tree: Mapping[str, Any]) -> Figure | None:
     axis.axhline(0, color=GREY, lw=0.8)
     axis.set(xlabel="frequency (THz)", ylabel="Grüneisen parameter", xlim=(0, None))
     return figure
+
+
+@styled
+def quasi_harmonic(tree: Mapping[str, Any]) -> Figure | None:
+    """Volume and volumetric expansion over temperature."""
+    if not tree:
+        return None
+    figure, axis = new_figure()
+    axis.plot(tree["temperatures"], 1e6 * np.asarray(tree["expansion"]), color=BLUE, lw=1.6)
+    axis.set(xlabel="temperature (K)", xlim=(0, None))
+    axis.set_ylabel("volumetric expansion (10⁻⁶/K)", color=BLUE)
+    right = axis.twinx()
+    right.plot(tree["temperatures"], tree["volume"], color=RED, lw=1.6)
+    right.set_ylabel("volume (Å³)", color=RED)
+    right.grid(visible=False)
+    return figure

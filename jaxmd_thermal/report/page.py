@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxmd_thermal.report import figures, lattice
 from jaxmd_thermal.report.campaign import build_campaign_report
+from jaxmd_thermal.report.comparison import comparable
 from jaxmd_thermal.report.curves import traces_of
 from jaxmd_thermal.report.data import RunData, conductivity, load_run, number, with_error
 from jaxmd_thermal.report.shell import escape, framed, page, rows, section, write_page
@@ -27,8 +28,8 @@ METHODS = {
     "lbte": ("BTE, full", "lattice dynamics, linearised Boltzmann equation"),
 }
 POSITIONAL = ("structure", "name")
-NEGATIVE = {"isotopes"}
-"""Switches that are on by default, so that the command has to say when they are off."""
+NEGATIVE = {"isotopes", "nac"}
+"""Switches that may be on by default, so that the command has to say when they are off."""
 SETTING_NAMES = {
     "potential": ("potential", ""),
     "structure": ("structure", ""),
@@ -160,25 +161,25 @@ def _agreement(data: RunData) -> str:
     """A sentence for each pair of methods at the same temperature; red where they contradict each other."""
     pairs = _pairs(data)
     parts = []
-    for a, b, sigmas in pairs:
-        word = "agree" if sigmas < MAX_SIGMAS else "DISAGREE"
+    for a, b, where, sigmas in pairs:
+        word = ("agree" if sigmas < MAX_SIGMAS else "DISAGREE") + f" {where}" * bool(where)
         parts.append(f"{a} and {b} {word}: they differ by {sigmas:.1f} combined standard errors.")
     alarm = " alarm" if any(sigmas >= MAX_SIGMAS for *_, sigmas in pairs) else ""
     return f'<p class="lead{alarm}">{escape(" ".join(parts))}</p>' if parts else ""
 
 
-def _pairs(data: RunData) -> list[tuple[str, str, float]]:
-    """(method, method, difference in combined standard errors) for results at the same temperature."""
+def _pairs(data: RunData) -> list[tuple[str, str, str, float]]:
+    """(method, method, direction, difference in combined standard errors) for results at the same temperature."""
     pairs = []
     for i, a in enumerate(data.results):
         for b in data.results[i + 1 :]:
-            (x, dx), (y, dy) = conductivity(a), conductivity(b)
             if a.get("method") == b.get("method") or a.get("temperature_K") != b.get("temperature_K"):
                 continue
+            (x, dx), (y, dy), where = comparable(a, b) or ((None, None), (None, None), "")
             if x is None or y is None or not dx or not dy:
                 continue
             names = [METHODS.get(str(r.get("method")), (str(r.get("method")),))[0] for r in (a, b)]
-            pairs.append((names[0], names[1], float(abs(x - y) / np.hypot(dx, dy))))
+            pairs.append((names[0], names[1], where, float(abs(x - y) / np.hypot(dx, dy))))
     return pairs
 
 

@@ -224,6 +224,10 @@ class Batches:
         groups += [tuple(rest) for rest in waiting.values() if rest]
         return [groups[i : i + accumulate] for i in range(0, len(groups), accumulate)]
 
+    def count(self, epochs: int, parts: int = 1, accumulate: int = 1) -> int:
+        """Steps of so many epochs; each packs its structures in another order, and so maybe into more or fewer."""
+        return sum(len(self.steps(epoch, parts, accumulate)) for epoch in range(epochs))
+
     def _fits(self, shape: Shape, members: list[int]) -> bool:
         atoms, images, _ = np.sum([self._size_of[i] for i in members], axis=0)
         return len(members) <= shape.graphs and atoms <= shape.atoms and images <= shape.images

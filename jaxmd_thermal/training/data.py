@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ CLOSEST = 0.5
 
 LARGEST_FORCE = 1e3
 """eV/Å; beyond it a label is a mistake, not a structure."""
+
+SUFFIXES = (".xz", ".gz", ".yaml", ".yml")
+"""What the name of a phonopy file has behind that of its compound, the last one first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,39 @@ class Frame:
 
     def replace(self, **changes: Any) -> Frame:
         return replace(self, **changes)
+
+
+def compound_of(path: str | Path) -> str:
+    """Name of the compound of a file or folder of phonopy: that of the path without `SUFFIXES`."""
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def told_apart(paths: Sequence[str | Path], names: Sequence[str]) -> list[str]:
+    """The names of paths; where several have the same one, it follows as many of their folders as tell them apart.
+
+    What is no path that exists (the name of a potential) has no folders.
+
+    Raises:
+      InputError: no folders tell two of them apart.
+    """
+    folders = [Path(os.path.abspath(path)).parts[1:-1] if os.path.exists(path) else () for path in paths]
+    out = list(names)
+    for name in dict.fromkeys(names):
+        same = [i for i, other in enumerate(names) if other == name]
+        depth = 0
+        while len({out[i] for i in same}) < len(same):
+            depth += 1
+            if depth > max(len(folders[i]) for i in same):
+                given = " and ".join(f"'{paths[i]}'" for i in same)
+                raise InputError(
+                    f"{given} would all be called '{out[same[-1]]}': name each only once, or rename one of them"
+                )
+            for i in same:
+                out[i] = "/".join([*folders[i][-depth:], name])
+    return out
 
 
 def check_frames(frames: Sequence[Frame], species: Sequence[int] | None = None) -> None:

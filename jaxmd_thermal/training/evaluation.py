@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxmd_thermal.lattice.relax import relax
 from jaxmd_thermal.lattice.thermodynamics import CUTOFF, THZ_ENERGY, thermodynamics
 from jaxmd_thermal.potentials.base import Potential
 from jaxmd_thermal.system import System
+from jaxmd_thermal.training.data import compound_of, told_apart
 from jaxmd_thermal.units import BOLTZMANN
 
 KELVIN = THZ_ENERGY / BOLTZMANN
@@ -225,9 +226,19 @@ class PhononTable:
         return {kind: sum(r.classified == kind for r in self.rows) for kind in kinds}
 
     def relative_to(self, before: PhononTable, **choice: Any) -> float:
-        """Mean over the four metrics of this table's mean absolute error over that of `before`; arguments as `means`."""
-        now, then = self.means(**choice), before.means(**choice)
+        """Mean over the four metrics of this table's mean absolute error over that of `before`; arguments as `means`.
+
+        Both are means over the same compounds: those of which both tables have errors.
+        """
+        left = self.only_one_has(before)
+        kept = (replace(t, rows=tuple(r for r in t.rows if r.name not in left)) for t in (self, before))
+        now, then = (table.means(**choice) for table in kept)
         return float(np.mean([now[name] / then[name] for name in METRICS]))
+
+    def only_one_has(self, other: PhononTable) -> set[str]:
+        """Compounds of which one of two tables has errors and the other has none."""
+        ours, theirs = ({r.name for r in table.rows if r.errors} for table in (self, other))
+        return ours ^ theirs
 
     def records(self) -> list[dict[str, Any]]:
         """One flat dictionary a compound, for files."""
@@ -245,15 +256,16 @@ class PhononTable:
 
     def to_text(self) -> str:
         """A table for the terminal."""
-        head = f"{'compound':14s} {'xc':10s} {'atoms':>5s} {'dω K':>8s} {'dF kJ/mol':>10s} {'dS':>8s} {'dCv':>8s} "
+        width = max([14, *(len(r.name) for r in self.rows)])
+        head = f"{'compound':{width}s} {'xc':10s} {'atoms':>5s} {'dω K':>8s} {'dF kJ/mol':>10s} {'dS':>8s} {'dCv':>8s} "
         head += f"{'Φ meV/Å²':>9s} {'Φ rel':>7s}  class"
         lines = [head]
         for r in self.rows:
-            line = f"{r.name:14.14s} {r.functional:10.10s} {r.atoms:5d} "
+            line = f"{r.name:{width}s} {r.functional:10.10s} {r.atoms:5d} "
             lines.append(line + (self._numbers(r.errors) + f"  {r.classified}" if r.errors else f"failed: {r.failure}"))
         groups = sorted({r.functional for r in self.rows})
         for group in groups:
-            line = f"{'mean |error|':14s} {group:10.10s} {'':5s} "
+            line = f"{'mean |error|':{width}s} {group:10.10s} {'':5s} "
             lines.append(line + self._numbers(self.means(functional=group)) + "  stable references")
         lines.append(", ".join(f"{n} {kind}" for kind, n in self.classification().items() if n))
         return "\n".join(lines)
@@ -279,7 +291,7 @@ def evaluate_phonons(
 
     Args:
       potential: a potential.
-      paths: files or folders of phonopy; a mapping gives the compounds' names, otherwise files are named by their stem.
+      paths: files or folders of phonopy; a mapping gives the compounds' names, otherwise `by_compound` does.
       temperature: K.
       relaxed: protocol of `relax`, run first for every compound; None: at the geometry of the files, so that the errors are
         those of the curvature alone.
@@ -293,7 +305,7 @@ def evaluate_phonons(
       InputError: an unreadable file.
     """
     named: dict[str, str | Path]
-    named = dict(paths) if isinstance(paths, Mapping) else {_stem(Path(p)): p for p in paths}  # type: ignore[arg-type]
+    named = dict(paths) if isinstance(paths, Mapping) else by_compound(list(paths))  # type: ignore[arg-type]
     rows = []
     for done, (name, path) in enumerate(named.items()):
         forget_programs()
@@ -318,5 +330,10 @@ def evaluate_phonons(
     return PhononTable(tuple(rows), temperature, relaxed or "reference", mesh)
 
 
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0]
+def by_compound(paths: Sequence[str | Path]) -> dict[str, str | Path]:
+    """{name of the compound: file or folder}, without any of them lost (`told_apart`).
+
+    Raises:
+      InputError: files that no name tells apart.
+    """
+    return dict(zip(told_apart(paths, [compound_of(path) for path in paths]), paths, strict=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmd_thermal._backend import check_toolchain, double_precision
@@ -20,7 +21,7 @@ from jaxmd_thermal.derivatives import required_cutoff
 from jaxmd_thermal.errors import InputError, UnstableError
 from jaxmd_thermal.training.batches import Batch, Batches, Pack, prefetched
 from jaxmd_thermal.training.data import Frame
-from jaxmd_thermal.training.losses import Term, check_losses, factors_of
+from jaxmd_thermal.training.losses import Term, check_labels, check_losses, factors_of
 from jaxmd_thermal.training.optimizers import Partition, adamw, is_weight
 from jaxmd_thermal.training.plausibility import OFF, factor_of
 from jaxmd_thermal.training.records import CoTraining, FitResult, Memory, Progress, described, digest, digest_of
@@ -69,7 +70,8 @@ def fit(
       steps, epochs: how long; one of them.
       batch_size, columns, buckets: structures of a batch, columns of the Hessian for each, shapes (`Batches`).
       accumulate: batches whose gradients are added up before an update; labels count as in one large batch.
-      validation: other structures, looked at every `validate_every` steps (None: after each epoch) with the averaged weights.
+      validation: other structures, looked at every `validate_every` steps (None: after each epoch) with the averaged weights;
+        terms weigh there what they do at the last step, so that validations compare.
       patience: stop after this many validations without a smaller loss.
       co_training: steps on other data in between.
       precision: of weights and moments, and of the network: "float32", "mixed" (float64 weights) or "float64". Edges are
@@ -77,11 +79,11 @@ def fit(
       average: largest decay of the running average of the weights.
       trained: which leaves are trained, by path and value; the default leaves out scale and constant energies of networks.
       seed: of the order of the data and of the columns.
-      devices: over which batches of one shape are shared out; None: the first one.
+      devices: over which batches of one shape are shared out; None: the one that JAX uses by default.
       out: folder of log, checkpoints and result. If it holds an unfinished training with the same settings, that one goes on.
       checkpoint_every: steps.
       tensorboard: events in the folder, too.
-      max_seconds: stop after this time, with the state saved.
+      max_seconds: stop after this time, with the state saved; a training that is resumed has its earlier time counted.
       check_units: stop where labels agree with the potential's own values but for a factor beyond 4; for potentials that
         have learnt already.
       settings: what else a resumed training must share, as JSON has it; optimisers of optax cannot be compared, so give
@@ -89,20 +91,21 @@ def fit(
       progress: called after every step.
 
     Raises:
-      InputError: data, losses or numbers that make no sense; labels in other units.
+      InputError: data, losses or numbers that make no sense; a term whose label no structure has; labels in other units.
       UnstableError: a loss or gradient that is not finite; names the structures; the last good state is saved.
       CheckpointError: `out` holds another training.
     """
-    check_losses(losses)
     if (steps is None) == (epochs is None):
         raise InputError(f"steps is {steps} and epochs is {epochs}: give one of them")
     if min(accumulate, checkpoint_every, steps or 1, epochs or 1, validate_every or 1, patience or 1) < 1:
         raise InputError("steps, epochs, accumulate, checkpoint_every, validate_every and patience must be at least 1")
+    if patience is not None and not len(validation):
+        raise InputError(f"patience is {patience}, but nothing is validated: give validation data, or leave it out")
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    with double_precision():
+    devices = list(jnp.zeros(()).devices() if devices is None else devices)
+    with double_precision(), jax.default_device(devices[0]):
         check_toolchain()
-        devices = [jax.devices()[0]] if devices is None else list(devices)
         cutoff = required_cutoff(potential)
         species = getattr(potential, "species", None)
         main = Batches(data, cutoff, batch_size, buckets=buckets, columns=columns, seed=seed, species=species)
@@ -118,6 +121,12 @@ def fit(
         if len(validation):
             drawn = max(columns, VALIDATION_COLUMNS)
             held = Batches(validation, cutoff, batch_size, buckets=buckets, columns=drawn, seed=seed, species=species)
+        also = co_training.losses if co_training else ()
+        for what, source, its in (("data", main, losses), ("co_training", extra, also), ("validation", held, losses)):
+            if source is not None:
+                check_losses(its)
+                check_labels(its, source.frames, what)
+        total = steps if steps is not None else main.count(epochs or 0, len(devices), accumulate)
         partition = Partition.of(potential, trained)
         weights, others = partition.split(potential, PRECISIONS[precision][0])
         program = Program(partition, others, optimizer or adamw(), precision, average, devices)
@@ -128,22 +137,22 @@ def fit(
             document = {
                 "precision": precision, "average": average, "seed": seed, "batch_size": batch_size, "columns": columns,
                 "buckets": buckets, "accumulate": accumulate, "steps": steps, "epochs": epochs, "devices": len(devices),
-                "validate_every": validate_every, "patience": patience, "losses": [described(t) for t in losses],
+                "validate_every": validate_every, "patience": patience, "losses": [described(t, total) for t in losses],
                 "potential": digest([*jax.tree.leaves(weights), *others], partition.names), "data": digest_of(data),
                 "validation": digest_of(validation),
                 "co_training": co_training and [
                     co_training.steps, co_training.batch_size, digest_of(co_training.frames),
-                    [described(t) for t in co_training.losses],
+                    [described(t, total) for t in co_training.losses],
                 ],
                 **(settings or {}),
             }  # fmt: skip
             run = TrainingRun(out, document, tensorboard)
-        loop = _Loop(program, main, tuple(losses), held, extra, co_training, accumulate, run, check_units)
-        return loop.run(weights, steps, epochs, validate_every, patience, checkpoint_every, max_seconds, progress)
+        loop = _Loop(program, main, tuple(losses), held, extra, co_training, accumulate, run, check_units, total)
+        return loop.run(weights, validate_every, patience, checkpoint_every, max_seconds, progress)
 
 
 class _Loop:
-    def __init__(self, program, main, losses, held, extra, co_training, accumulate, run, check_units):
+    def __init__(self, program, main, losses, held, extra, co_training, accumulate, run, check_units, total):
         self.program: Program = program
         self.main: Batches = main
         self.losses: tuple[Term, ...] = losses
@@ -153,14 +162,13 @@ class _Loop:
         self.accumulate = accumulate
         self.folder = run
         self.check_units = check_units
+        self.total: int = total
         self.parts = program.mesh.size
         self.history: list[dict[str, Any]] = []
         self.good: Any = None
         self.start: State
 
-    def run(
-        self, weights, steps, epochs, validate_every, patience, checkpoint_every, max_seconds, progress
-    ) -> FitResult:
+    def run(self, weights, validate_every, patience, checkpoint_every, max_seconds, progress) -> FitResult:
         memory = Memory()
         self.start = state = self.program.start(weights)
         best = weights
@@ -168,24 +176,28 @@ class _Loop:
             (state, best), meta = saved
             memory = Memory(**{k: v for k, v in meta.items() if k in Memory.__dataclass_fields__})
             self.history = self.folder.records()
-        per_epoch = len(self.main.steps(0, self.parts, self.accumulate))
-        total = steps if steps is not None else epochs * per_epoch
-        began = time.monotonic()
+        began, before = time.monotonic(), memory.seconds
         paced, first = began, memory.step  # from the second step on: the first one compiles
-        others = self._others(memory)
-        while not memory.ended:
+        others, also = self._others(memory), tuple(self.co.losses) if self.co else ()
+
+        def over() -> bool:
+            return max_seconds is not None and memory.seconds > max_seconds
+
+        while not memory.ended and not over():
             for groups, batches in self._stream(self.main, memory.epoch, memory.position, self.accumulate):
                 self.good = (state, best, copy.deepcopy(memory))
                 state, loss, errors = self._step(state, self.main, groups, batches, self.losses, True, memory)
+                done = [("train", loss, errors)]
                 for _ in range(self.co.steps if self.co else 0):
                     group, parts, memory.co_epoch, memory.co_position = next(others)
-                    state, _, _ = self._step(state, self.extra, [group], [parts], tuple(self.co.losses), False, memory)  # type: ignore[union-attr,arg-type]
+                    state, value, said = self._step(state, self.extra, [group], [parts], also, False, memory)  # type: ignore[arg-type]
+                    done.append(("co-training", value, said))
                 memory.step += 1
                 memory.position += 1
-                self._record({"kind": "train", "step": memory.step, "loss": loss, **errors})
-                ended = steps is not None and memory.step >= steps
+                for kind, value, said in done:
+                    self._record({"kind": kind, "step": memory.step, "loss": value, **said})
                 last_of_epoch = memory.position == len(self.main.steps(memory.epoch, self.parts, self.accumulate))
-                ended = ended or (epochs is not None and last_of_epoch and memory.epoch + 1 >= epochs)
+                ended = memory.step >= self.total
                 due = last_of_epoch if validate_every is None else memory.step % validate_every == 0
                 if self.held is not None and (due or ended):
                     best = self._validate(state, best, memory)
@@ -194,22 +206,20 @@ class _Loop:
                 elif patience is not None and memory.worse >= patience:
                     memory.ended = "early"
                 now = time.monotonic()
-                over = max_seconds is not None and now - began > max_seconds
+                memory.seconds = before + now - began
                 pace = (now - paced) / max(memory.step - first, 1)
                 if paced == began:
                     paced, first = now, memory.step
                 if last_of_epoch:
                     memory.epoch, memory.position = memory.epoch + 1, 0
-                if memory.step % checkpoint_every == 0 or memory.ended or over:
+                if memory.step % checkpoint_every == 0 or memory.ended or over():
                     self._save(state, best, memory)
                 if progress is not None:
-                    left = pace * (total - memory.step)
-                    progress(Progress(memory.step, total, loss, errors, memory.validation, left))
-                if memory.ended or over or last_of_epoch:
+                    left = pace * (self.total - memory.step)
+                    progress(Progress(memory.step, self.total, loss, errors, memory.validation, left))
+                if memory.ended or over() or last_of_epoch:
                     break
-            if not memory.ended and over:
-                return self._result(state, best, memory, "time")
-        return self._result(state, best, memory, memory.ended)
+        return self._result(state, best, memory, memory.ended or "time")
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -296,7 +306,7 @@ class _Loop:
 
     def _validate(self, state: State, best: Any, memory: Memory) -> Any:
         assert self.held is not None
-        found = validated(self.program, state.average, self.held, self.losses, memory.step)
+        found = validated(self.program, state.average, self.held, self.losses, self.total - 1)
         memory.validation = found
         self._record({"kind": "validation", "step": memory.step, **found})
         if found["loss"] < memory.best_loss:

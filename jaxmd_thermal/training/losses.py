@@ -20,6 +20,7 @@ from jaxmd_thermal.errors import InputError, UnsupportedError, nearest
 from jaxmd_thermal.graph import Graph
 from jaxmd_thermal.potentials.base import is_long_range, reference_energies, terms_of
 from jaxmd_thermal.training.batches import Batch
+from jaxmd_thermal.training.data import Frame
 from jaxmd_thermal.units import GPA
 
 Weight = float | Callable[[int], Any]
@@ -177,6 +178,20 @@ def check_losses(losses: Sequence[Term]) -> None:
         raise InputError(f"the loss has the terms {names}; give at least one, and each only once")
 
 
+def check_labels(losses: Sequence[Term], frames: Sequence[Frame], what: str) -> None:
+    """Raises InputError where no frame has the label of a term: the term would be zero for any weights.
+
+    Args:
+      what: the frames are, for the message.
+    """
+    for term in losses:
+        if all(getattr(frame, term.label) is None for frame in frames):
+            raise InputError(
+                f"none of the {len(frames)} structures of {what} has the label '{term.label}', which the term {term.name} of the "
+                "loss needs: label some of them, or leave the term out"
+            )
+
+
 def predictions(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any = jnp.float64) -> dict[str, Any]:
     """What a potential says of a batch; pure, differentiable in the potential.
 
@@ -246,7 +261,9 @@ def _of_structures(potential: Any, batch: Batch, atomic):
 
 
 def _volumes(batch: Batch):
-    return jnp.abs(jnp.linalg.det(batch.cell))[:, None, None]
+    """(G, 1, 1) Å^3; one without a cell, which has no stress, so that nothing is divided by zero."""
+    volumes = jnp.abs(jnp.linalg.det(batch.cell))[:, None, None]
+    return jnp.where(volumes > 0.0, volumes, 1.0)
 
 
 def paired(potential: Any, batch: Batch, adjoint: Mapping[str, Any], dtype: Any = jnp.float64):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Any
 
 import jax
@@ -116,6 +117,26 @@ def rate(peak: float, kind: str = "constant", steps: int = 0, warmup: int = 0, f
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Weight of a term of the loss that changes from `start` at the first of `steps` steps to `end` at the last.
+
+    Attributes:
+      kind: "linear", or "cosine": half a period, level at both ends.
+    """
+
+    start: float
+    end: float
+    steps: int
+    kind: str = "linear"
+
+    def __call__(self, step: int) -> float:
+        """The weight at a step, counted from zero."""
+        done = min(step / max(self.steps - 1, 1), 1.0)
+        part = 0.5 * (1.0 - cos(pi * done)) if self.kind == "cosine" else done
+        return (1.0 - part) * self.start + part * self.end
 
 
 def adamw(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.system import System
 from jaxmd_thermal.training.data import Frame
 from jaxmd_thermal.units import COULOMB
 
@@ -27,32 +28,52 @@ ALIKE = 0.8
 def check_force_constants(frame: Frame) -> None:
     """Compare the self-terms of a frame's Hessian with an estimate from distances to the neighbours.
 
-    The estimate is sum_j e^2/(4 pi eps0 d^3) exp(-4 (d/d0 - 1))/3 with d0 the sum of the covalent radii: right within a
-    factor of three for solids. A factor of ten stands out for most of them; `fit` finds the rest, where the potential
-    that it starts from disagrees.
-
     Raises:
       InputError: names the source and the factor.
     """
     if frame.columns is None or frame.hessian is None:
         return
+    columns = np.asarray(frame.columns)
+    found = {}
+    for atom in np.unique(columns // 3):
+        mine = np.flatnonzero(columns // 3 == atom)
+        if len(mine) >= 3:
+            found[int(atom)] = float(np.mean([frame.hessian[row, atom, columns[row] % 3] for row in mine]))
+    _check_self_terms(frame, found, frame.source)
+
+
+def check_restoring_forces(system: System, displacements: np.ndarray, forces: np.ndarray, source: str) -> None:
+    """The same for displacements (sets, atoms, 3) of one atom each, Å, and the forces (sets, atoms, 3) that answer, eV/Å.
+
+    Raises:
+      InputError: names the source and the factor.
+    """
+    work = -np.sum(np.asarray(forces, float) * displacements, axis=2)
+    squares = np.sum(np.asarray(displacements, float) ** 2, axis=2)
+    moved = np.flatnonzero(np.any(squares > 0.0, axis=0))
+    found = {int(atom): float(work[:, atom].sum() / squares[:, atom].sum()) for atom in moved}
+    _check_self_terms(system, found, source)
+
+
+def _check_self_terms(structure: Frame | System, found: Mapping[int, float], source: str) -> None:
+    """Self-terms (eV/Å^2) of some atoms beside their estimate.
+
+    It is sum_j e^2/(4 pi eps0 d^3) exp(-4 (d/d0 - 1))/3 with d0 the sum of the covalent radii: right within a factor of
+    three for solids. A factor of ten stands out for most of them; `fit` finds the rest, where the potential that it starts
+    from disagrees.
+    """
     from ase.data import covalent_radii
 
-    columns = np.asarray(frame.columns)
-    atoms = np.unique(columns // 3)
-    inverse = np.linalg.inv(frame.cell)
+    positions, cell, numbers = (np.asarray(x) for x in (structure.positions, structure.cell, structure.numbers))
+    inverse = np.linalg.inv(cell)
     ratios = []
-    for atom in atoms:
-        mine = np.flatnonzero(columns // 3 == atom)
-        if len(mine) < 3:
-            continue
-        self_term = np.mean([frame.hessian[row, atom, columns[row] % 3] for row in mine])
-        apart = (frame.positions - frame.positions[atom]) @ inverse
-        apart = np.linalg.norm((apart - np.rint(apart)) @ frame.cell, axis=1)
+    for atom, self_term in found.items():
+        apart = (positions - positions[atom]) @ inverse
+        apart = np.linalg.norm((apart - np.rint(apart)) @ cell, axis=1)
         others = apart > 0.1
         if not others.any() or self_term <= 0:
             continue
-        touching = covalent_radii[frame.numbers[atom]] + covalent_radii[frame.numbers[others]]
+        touching = covalent_radii[numbers[atom]] + covalent_radii[numbers[others]]
         near = apart[others]
         ratios.append(self_term / np.sum(COULOMB / (3.0 * near**3) * np.exp(-4.0 * (near / touching - 1.0))))
     if not ratios:
@@ -62,7 +83,7 @@ def check_force_constants(frame: Frame) -> None:
     if not low <= typical <= high:
         factor = typical / np.sqrt(low * high)
         raise InputError(
-            f"{frame.source}: its force constants are about {factor:.2g} times what such distances suggest: are forces "
+            f"{source}: its force constants are about {factor:.2g} times what such distances suggest: are forces "
             "(eV/Å) or displacements (Å) in other units? If they are right, switch the check off (check_units=False)"
         )
 

@@ -12,6 +12,9 @@ import numpy as np
 from jaxmd_thermal.training.data import Frame
 from jaxmd_thermal.training.losses import Term
 
+SAMPLES = 17
+"""Steps at which schedules of weights are compared when a training is resumed."""
+
 
 @dataclass(frozen=True)
 class CoTraining:
@@ -58,7 +61,7 @@ class FitResult:
     Attributes:
       potential: with the running average of the weights, at its best validation if there is one.
       last: with the weights of the last step.
-      history: records of the log: `kind` "train" or "validation", `step`, `loss`, errors.
+      history: records of the log: `kind` "train", "co-training" or "validation", `step`, `loss`, errors.
       steps: main steps done.
       best_step: where `potential` is from.
       stopped: "finished", "early" (no better validation), or "time".
@@ -92,12 +95,15 @@ class Memory:
     best_step: int = 0
     worse: int = 0
     ended: str = ""
+    seconds: float = 0.0
     validation: dict[str, float] = field(default_factory=dict)
 
 
-def described(term: Term) -> str:
-    """A term in words, for settings."""
-    weight = "schedule" if callable(term.weight) else term.weight
+def described(term: Term, steps: int) -> str:
+    """A term of a training of so many steps in words, for settings; a schedule by some of its values."""
+    weight: Any = term.weight
+    if callable(weight):
+        weight = [term.weight_at(int(step)) for step in np.unique(np.linspace(0, steps - 1, SAMPLES).round())]
     return f"{term.name} {term.kind} {weight} {term.delta if term.kind == 'huber' else ''}".strip()
 
 

@@ -185,7 +185,11 @@ def added(one: Gradients | None, other: Gradients) -> Gradients:
 
 
 def validated(program: Program, weights: Any, held: Batches, losses: tuple[Term, ...], step: int) -> dict[str, float]:
-    """Loss and mean absolute errors over a whole data set, always with the same columns."""
+    """Loss and mean absolute errors over a whole data set, always with the same columns.
+
+    Args:
+      step: at which the terms' weights are taken; losses compare only where it is the same.
+    """
     totals = {term.name: np.zeros(3) for term in losses}
     for _, batch in held.stream(None):
         for name, sums in program.errors(weights, batch, losses).items():

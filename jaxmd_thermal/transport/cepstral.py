@@ -136,7 +136,7 @@ def _covariance(samples: np.ndarray) -> np.ndarray:
 def cepstral_mean(
     flux: np.ndarray, timestep: float, block: int, *, aic_factor: float = 1.0, unbias: bool = False
 ) -> Cepstral:
-    """Mean of S(0)/2 over the directions (one third of the trace). Isotropic: all directions pooled.
+    """Mean of S(0)/2 over the directions. Isotropic: all directions pooled.
 
     If the directions differ, the logarithm of their pooled power is biased (down to 0.7 times the value); then the sum
     is over the principal axes of the flux, each with its own logarithm and the P that the pooled spectrum asks for.
@@ -178,7 +178,7 @@ def choose_block(flux: np.ndarray, timestep: float, start: float = 1.0, most: in
 
 
 def cepstral_tensor(flux: np.ndarray, timestep: float, block: int, coefficients: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cepstral S(0)/2 of all pairs of directions: values (3, 3) and standard errors (3, 3), replicas pooled.
+    """Cepstral S(0)/2 of all pairs of c directions: values (c, c) and standard errors (c, c), replicas pooled.
 
     Only auto-spectra have the gamma statistics that the logarithm needs, so the pairs come by polarisation: with
     J± = (J_a ± J_b)/sqrt 2, `K_ab = (K_++ - K_--)/2`, the part symmetric in a, b (the other part vanishes without a
@@ -188,8 +188,9 @@ def cepstral_tensor(flux: np.ndarray, timestep: float, block: int, coefficients:
     def estimate(x: np.ndarray) -> Cepstral:
         return cepstral_estimate(x[:, :, None], timestep, block=block, coefficients=coefficients, unbias=True)
 
-    value, error = np.zeros((3, 3)), np.zeros((3, 3))
-    for a in range(3):
+    c = flux.shape[2]
+    value, error = np.zeros((c, c)), np.zeros((c, c))
+    for a in range(c):
         one = estimate(flux[:, :, a])
         value[a, a], error[a, a] = one.value, one.stderr
         for b in range(a):

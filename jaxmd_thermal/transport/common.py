@@ -12,6 +12,8 @@ from jaxmd_thermal.dynamics.langevin import Langevin
 from jaxmd_thermal.dynamics.stages import Stage
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.system import System
+from jaxmd_thermal.transport.directions import frame_of
+from jaxmd_thermal.transport.results import MIN_FRAMES
 from jaxmd_thermal.units import BOLTZMANN
 
 LINDEMANN = 0.25
@@ -108,10 +110,37 @@ def state_warnings(result: Any, reference: System, temperature: float, *, driven
     return warnings
 
 
-def check_kappa_arguments(temperature: float, steps: int, equilibration_steps: int) -> None:
-    """Raises InputError for a temperature or lengths that no conductivity can have."""
+def conducting_frame(system: System) -> np.ndarray:
+    """(d, 3) orthonormal basis of the directions in which the system is periodic (`directions.frame_of`).
+
+    Raises:
+      InputError: there is none.
+    """
+    if not any(system.pbc):
+        raise InputError(
+            f"a system with periodicity {system.pbc} has no direction along which heat could flow on: a conductivity needs "
+            "pbc in at least one"
+        )
+    return frame_of(np.asarray(system.cell)[list(system.pbc)])
+
+
+def check_kappa_arguments(temperature: float, steps: int, equilibration_steps: int, sample_every: int) -> int:
+    """The number of samples, of a temperature and lengths that a conductivity can have.
+
+    Raises:
+      InputError: names the one that it cannot.
+    """
     require(temperature, "temperature", "K", remedy="a conductivity needs a temperature above zero")
     if steps < 1:
         raise InputError(f"steps is {steps}; at least 1 is needed, and some 10^5 for a conductivity")
     if equilibration_steps < 0:
         raise InputError(f"equilibration_steps is {equilibration_steps}; it must be zero or more")
+    if sample_every < 1:
+        raise InputError(f"sample_every is {sample_every}; at least 1 is needed")
+    frames = -(-steps // sample_every)
+    if frames < MIN_FRAMES:
+        raise InputError(
+            f"steps is {steps} with sample_every {sample_every}, which gives {frames} samples of the flux; at least "
+            f"{MIN_FRAMES} are needed: run {MIN_FRAMES * sample_every} steps or more"
+        )
+    return frames

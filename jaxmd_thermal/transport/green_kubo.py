@@ -11,15 +11,11 @@ import numpy as np
 from jaxmd_thermal.errors import InputError, nearest
 from jaxmd_thermal.transport import cepstral as ceps
 from jaxmd_thermal.transport import statistics as st
-from jaxmd_thermal.transport.results import ConductivityResult, Verdict
+from jaxmd_thermal.transport.directions import embed, frame_of, named
+from jaxmd_thermal.transport.results import MIN_FRAMES, TARGET_ERROR, ConductivityResult, judge
 from jaxmd_thermal.units import green_kubo_prefactor
 
 ESTIMATORS = ("cepstral", "filtered", "direct")
-MIN_FRAMES = 64
-TARGET_ERROR = 0.15
-"""Relative standard error up to which a result counts as converged."""
-MIN_LENGTH = 20.0
-"""Shortest acceptable series, in correlation times."""
 TRACE_POINTS = 1000
 
 
@@ -44,6 +40,7 @@ def green_kubo_from_flux(
     n_atoms: int | None = None,
     frequency_cutoff: float | None = None,
     estimator: str = "cepstral",
+    directions=None,
     target_error: float = TARGET_ERROR,
     expected_runtime: float | None = None,
     mean_temperature: float | None = None,
@@ -64,7 +61,7 @@ def green_kubo_from_flux(
     than 1.5 times larger. The verdict names each such case, so it is never silent.
 
     The tensor has the directions from their own spectra and the off-diagonal elements by polarisation
-    (`cepstral.cepstral_tensor`), scaled by a common factor so that one third of its trace is `isotropic`, which pools
+    (`cepstral.cepstral_tensor`), scaled by a common factor so that the mean of its diagonal is `isotropic`, which pools
     all directions and is the more precise number; the factor is in `details`.
 
     Args:
@@ -75,6 +72,8 @@ def green_kubo_from_flux(
       n_atoms: of the simulated cell, for the record.
       frequency_cutoff: f* of the cepstral estimate in THz; default: `cepstral.choose_block`, beginning at 1 THz.
       estimator: which of "cepstral", "filtered", "direct" is the headline value.
+      directions: (n, 3) vectors along which the system is periodic, such as the two cell vectors of a slab; default all
+        three. All estimates are means over what they span, and the tensor is NaN along Cartesian axes outside it.
       target_error: relative error up to which the verdict is "converged".
       expected_runtime: s that this series cost here; the verdict then tells how long a sufficient one would take.
       mean_temperature: K, what the runs really had; if given, it enters the formula instead of `temperature`.
@@ -83,7 +82,8 @@ def green_kubo_from_flux(
     Raises:
       InputError: wrong shape, a value that is not finite, too few frames, a volume or temperature that is not positive.
     """
-    flux = check_flux(flux)
+    frame = np.eye(3) if directions is None else frame_of(directions)
+    flux = check_flux(flux, frame)
     _positive("timestep", timestep, "fs")
     _positive("volume", volume, "Å^3")
     _positive("temperature", temperature, "K")
@@ -113,11 +113,11 @@ def green_kubo_from_flux(
 
     # Time-domain estimates. The cutoff comes from block means: without optical oscillations, and with a known noise.
     correlation, traces_of = _correlations(flux)
-    mean = np.trace(correlation, axis1=1, axis2=2) / 3.0
+    mean = st.mean_diagonal(correlation)
     frequencies, power = st.periodogram(flux - flux.mean(axis=1, keepdims=True), dt)
     spectrum = (frequencies, power.mean(axis=(0, 2)), components)
     coarse = st.block_means(flux, first_block)
-    slow = np.trace(st.autocorrelation(coarse).mean(axis=0), axis1=1, axis2=2) / 3.0
+    slow = st.mean_diagonal(st.autocorrelation(coarse).mean(axis=0))
     lag = st.automatic_cutoff(slow, coarse.shape[1] * components)
     memory = st.correlation_time(slow[: lag + 1], first_block * dt)
     direct = st.direct_estimate(mean, dt, spectrum, lag * first_block, first_block)
@@ -148,15 +148,19 @@ def green_kubo_from_flux(
         smooth = running if estimator == "direct" else st.filtered_integral(correlation, dt, filter_frequency)[0]
         tensor = smooth[round(chosen.cutoff_time / dt)]
         tensor = 0.5 * (tensor + tensor.T)
-        tensor_error = _direct_tensor_error(tensor, chosen.cutoff_time, replicas * frames * dt)
+        tensor_error = st.running_tensor_error(tensor, chosen.cutoff_time, replicas * frames * dt)
     tensor, tensor_error = scale * tensor, scale * tensor_error
-    trace = np.trace(tensor) / 3.0
+    trace = float(st.mean_diagonal(tensor))
     factor = headline.value / trace if trace > 0 and headline.value > 0 else 1.0
     # The common part of the widening belongs to every element.
     tensor_error = factor * tensor_error * max(1.0, stderr / headline.stderr if headline.stderr > 0 else 1.0)
 
-    verdict = _verdict(headline.value, stderr, target_error, frames * dt, memory, doubts, expected_runtime)
+    verdict = judge(
+        headline.value, stderr, frames * dt, memory, doubts, sound="the estimators agree", where=named(frame),
+        remedy="run longer or add replicas until the estimators agree", target=target_error, runtime=expected_runtime,
+    )  # fmt: skip
     details = {
+        "directions": frame,
         "estimator": estimator,
         "estimators": {name: e.as_dict() for name, e in estimates.items()},
         "frequency_cutoff_THz": wide.frequency_cutoff,
@@ -170,15 +174,15 @@ def green_kubo_from_flux(
         "timestep_fs": dt,
         "spread": spread,
         "statistical_stderr": headline.stderr,
-        "tensor_direct": scale * direct_tensor,
+        "tensor_direct": embed(scale * direct_tensor, frame),
         "tensor_scale": factor,
         "traces": _traces(flux, dt, mean, scale, frames * dt * components, direct, filtered),
     }
     return ConductivityResult(
         method="green-kubo",
         temperature=float(temperature),
-        kappa=factor * tensor,
-        stderr=tensor_error,
+        kappa=embed(factor * tensor, frame),
+        stderr=embed(tensor_error, frame),
         isotropic=headline.value,
         isotropic_stderr=stderr,
         verdict=verdict,
@@ -192,8 +196,12 @@ def green_kubo_from_flux(
     )
 
 
-def check_flux(flux: np.ndarray) -> np.ndarray:
-    """The flux as float64 (replicas, frames, 3); an `InputError` naming the first bad entry otherwise."""
+def check_flux(flux: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """The components of the flux along a frame (d, 3), float64 (replicas, frames, d).
+
+    Raises:
+      InputError: names what is wrong, or the first bad entry.
+    """
     array = np.asarray(flux)
     if array.ndim == 2:
         array = array[None]
@@ -208,16 +216,19 @@ def check_flux(flux: np.ndarray) -> np.ndarray:
         raise InputError(f"the flux has {array.shape[1]} frames; at least {MIN_FRAMES} are needed. Run longer.")
     array = array.astype(np.float64)
     if not np.all(np.isfinite(array)):
-        replica, frame, axis = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        replica, number, axis = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
-            f"the flux is {array[replica, frame, axis]} in frame {frame}, replica {replica}, component {'xyz'[axis]}; "
+            f"the flux is {array[replica, number, axis]} in frame {number}, replica {replica}, component {'xyz'[axis]}; "
             "every value must be finite. Cut the series before that frame, or find out why the run broke."
         )
+    if len(frame) < 3:
+        array = array @ frame.T
     still = np.all(array == array[:, :1], axis=(0, 1))
     if still.any():
+        name = named(frame[[int(np.argmax(still))]]).removeprefix("along ")
         raise InputError(
-            f"component {'xyz'[int(np.argmax(still))]} of the flux is constant in time, so it has no fluctuations to "
-            "integrate. Was the right column read?"
+            f"component {name} of the flux is constant in time, so it has no fluctuations to integrate. Was the right "
+            "column read? Of a slab or wire, give its periodic `directions`."
         )
     return array
 
@@ -228,12 +239,12 @@ def _positive(name: str, value: float, unit: str) -> None:
 
 
 def _correlations(flux: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation tensor averaged over replicas (lags, 3, 3), and one third of its trace for each (replicas, lags)."""
+    """Correlation tensor averaged over replicas (lags, d, d), and the mean of its diagonal for each (replicas, lags)."""
     total, traces = None, []
     for one in flux:  # replica by replica: nine long series each
         c = st.autocorrelation(one[None])[0]
         total = c if total is None else total + c
-        traces.append(np.trace(c, axis1=1, axis2=2) / 3.0)
+        traces.append(st.mean_diagonal(c))
     return total / len(flux), np.array(traces)
 
 
@@ -255,7 +266,7 @@ def _spread(
     blocks = None
     if parts >= 2:
         pieces = st.split_replicas(flux, parts)
-        c = np.trace(st.autocorrelation(pieces, lag + half), axis1=2, axis2=3) / 3.0
+        c = st.mean_diagonal(st.autocorrelation(pieces, lag + half))
         blocks = float(st.standard_error(read(c)))
     replica = st.standard_error(values)
     return {
@@ -282,43 +293,6 @@ def _honest_error(
         doubts.append(f"the replicas scatter more than expected ({spread['replica_stderr']:.2g} W/(m K))")
         stderr = max(stderr, spread["replica_stderr"])
     return float(stderr), doubts
-
-
-def _verdict(
-    value: float, stderr: float, target: float, length: float, memory: float, doubts: list[str], runtime: float | None
-) -> Verdict:
-    """Converged if the error is small, the estimators agree and the series is long; otherwise what would cure it."""
-    ratio = stderr / value if value > 0 else np.inf
-    factor = max((ratio / target) ** 2, MIN_LENGTH * memory / length)
-    reasons = list(doubts)
-    if length < MIN_LENGTH * memory:
-        reasons.append(
-            f"a replica is {length / memory:.3g} correlation times long ({length:.3g} fs), {MIN_LENGTH:g} are needed"
-        )
-    size = f"sigma/kappa = {100 * ratio:.0f} %" if value > 0 else f"kappa = {value:.3g} W/(m K) is not positive"
-    if ratio <= target and not reasons:
-        return Verdict(True, f"converged: {size}; the estimators agree")
-    text = f"not converged: {size}"
-    if factor > 1.0 and np.isfinite(factor):
-        text += f"; about {factor:.0f}x longer needed" if factor >= 1.95 else f"; about {factor:.1f}x longer needed"
-        if runtime:
-            text += f", about {_duration(factor * runtime)} here"
-    elif doubts:
-        text += "; run longer or add replicas until the estimators agree"
-    return Verdict(False, "; ".join([text, *reasons]))
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _direct_tensor_error(tensor: np.ndarray, cutoff: float, total: float) -> np.ndarray:
-    """2 sqrt((K_aa K_bb + K_ab^2)/2) sqrt(t_c/total): `statistics.running_error` for each pair of directions."""
-    diagonal = np.diag(tensor)
-    return 2.0 * np.sqrt(0.5 * (np.abs(np.outer(diagonal, diagonal)) + tensor**2) * cutoff / total)
 
 
 def _cepstral_parameters(estimate: ceps.Cepstral) -> dict[str, Any]:

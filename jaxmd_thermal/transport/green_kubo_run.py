@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.derivatives import evaluate, refuse_long_range
+from jaxmd_thermal.dynamics.base import require
 from jaxmd_thermal.dynamics.driver import run_stages
 from jaxmd_thermal.dynamics.nve import NVE
 from jaxmd_thermal.dynamics.stages import Progress, Stage
@@ -18,12 +19,14 @@ from jaxmd_thermal.transport.common import (
     OVERHEATING,
     cell_volume,
     check_kappa_arguments,
+    conducting_frame,
     equilibration,
     state_warnings,
     temperature_limit,
 )
 from jaxmd_thermal.transport.green_kubo import green_kubo_from_flux
 from jaxmd_thermal.transport.results import ConductivityResult, Verdict
+from jaxmd_thermal.transport.statistics import block_count, block_size
 
 
 def green_kubo(
@@ -49,7 +52,7 @@ def green_kubo(
     capacity: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConductivityResult:
-    """Thermal conductivity by the Green-Kubo formula.
+    """Thermal conductivity by the Green-Kubo formula; of a slab or wire along its periodic directions only.
 
     Args:
       potential, atoms: see `simulate`. The cell must be at the density that you want the conductivity of.
@@ -68,7 +71,8 @@ def green_kubo(
       volume, thickness: Å^3 or Å, for systems that are not periodic in three directions.
       reduced_flux: for solids, also estimate from `J_pot - sum_i <W_i> . v_i` without the convective part: less noise,
         the same conductivity; both values are in the result.
-      observers: accumulators for the production (for example a multiple-tau correlator of the flux).
+      observers: accumulators for the production (for example a multiple-tau correlator of the flux, from which
+        `green_kubo_from_correlation` makes a conductivity).
 
     Raises:
       InputError, CapacityError, UnstableError, UnsupportedError, OutputError, CheckpointError.
@@ -76,9 +80,14 @@ def green_kubo(
     Source: Green (1954), Kubo (1957); analysis: `green_kubo_from_flux`.
     """
     system = System.from_atoms(atoms)
-    check_kappa_arguments(temperature, steps, equilibration_steps)
+    frames = check_kappa_arguments(temperature, steps, equilibration_steps, sample_every)
+    if frequency_cutoff is not None:
+        require(timestep, "timestep", "fs")
+        require(frequency_cutoff, "frequency_cutoff", "THz")
+        block_count(frames, block_size(timestep * sample_every, frequency_cutoff))
     refuse_long_range(potential)
     v = cell_volume(system, volume, thickness)
+    directions = conducting_frame(system)
     sites = site_virials(potential, system, dtype) if reduced_flux else None
     stages = [
         *equilibration(temperature, timestep, equilibration_steps, system.n_atoms, friction),
@@ -122,6 +131,7 @@ def green_kubo(
         "temperature": temperature,
         "n_atoms": system.n_atoms,
         "frequency_cutoff": frequency_cutoff,
+        "directions": directions,
         "mean_temperature": float(np.mean(samples["temperature"])),
         "expected_runtime": None if per_step is None else per_step * (steps + equilibration_steps),
         "settings": settings,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import chdtrc
 
 from jaxmd_thermal.derivatives import refuse_long_range
 from jaxmd_thermal.dynamics.driver import run_stages
@@ -14,23 +15,26 @@ from jaxmd_thermal.dynamics.stages import Progress, Stage
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.observables.virial_velocity import VirialVelocityCorrelator
 from jaxmd_thermal.system import System
+from jaxmd_thermal.transport import statistics as st
+from jaxmd_thermal.transport.cepstral import FIRST_BLOCKS
 from jaxmd_thermal.transport.common import (
     cell_volume,
     check_kappa_arguments,
+    conducting_frame,
     equilibration,
     state_warnings,
     temperature_limit,
 )
-from jaxmd_thermal.transport.results import ConductivityResult, Verdict
+from jaxmd_thermal.transport.directions import ALIGNED, embed, frame_of, named
+from jaxmd_thermal.transport.results import ConductivityResult, Verdict, judge
 from jaxmd_thermal.transport.spectral import spectral_conductivity
-from jaxmd_thermal.transport.statistics import block_error
 from jaxmd_thermal.units import hnemd_prefactor
 
 HEATING = 1.5
 """Times the target temperature at which a driven run is stopped."""
 
-TARGET_ERROR = 0.15
-LINEARITY_SIGMAS = 3.0
+NONLINEAR = 0.0027
+"""Probability of chi-square below which forces of several strengths disagree: three standard deviations for two of them."""
 BLOCKS = 10
 
 
@@ -60,15 +64,18 @@ def hnemd(
 
     Args:
       driving_force: (3,) 1/Å, or a list of them; each gets its own `replicas`. Forces of several strengths along one
-        direction are a check of the linear regime, and directions fill the columns of the tensor.
+        direction are a check of the linear regime, and directions fill the columns of the tensor. A slab or wire is driven
+        along its periodic directions.
       damping: fs of the Nosé-Hoover chains; default 100 time steps.
-      spectral_lags: samples of the virial-velocity correlation on either side (0: no spectral decomposition).
+      spectral_lags: samples of the virial-velocity correlation on either side (0: no spectral decomposition). It is gathered
+        during the run, so it covers all samples, those of the onset included.
       Others as in `green_kubo`; the equilibration is without the force.
 
     Returns:
       A result with NaN (null in the file) in the columns of the tensor that were not driven. `isotropic` is the mean over
-      the driven directions of the conductivity along the force; its error is that of block and replica averages, widened
-      when forces of different strength disagree.
+      the driven directions of the conductivity along the force: one third of the trace if they are x, y and z or the
+      crystal is cubic; otherwise the verdict names them, and `details["directions"]` always holds them. Its error is that
+      of block and replica averages, widened when forces of different strength disagree.
 
     Raises:
       InputError, CapacityError, UnstableError (the force heats the system), UnsupportedError, OutputError, CheckpointError.
@@ -77,10 +84,16 @@ def hnemd(
     the transpose of the edge-power flux (derivatives.py).
     """
     system = System.from_atoms(atoms)
-    check_kappa_arguments(temperature, steps, equilibration_steps)
+    frames = check_kappa_arguments(temperature, steps, equilibration_steps, sample_every)
+    if spectral_lags >= frames:
+        raise InputError(
+            f"spectral_lags is {spectral_lags}, but the run has {frames} samples (steps {steps}, sample_every {sample_every}): "
+            "run longer, or ask for fewer lags"
+        )
     refuse_long_range(potential)
-    fields = check_fields(driving_force)
     v = cell_volume(system, volume, thickness)
+    directions = conducting_frame(system)
+    fields = check_fields(driving_force, directions)
     chains = NoseHoover(temperature=temperature, damping=100.0 * timestep if damping is None else damping)
     quantities = ("heat_flux", "driving_virial") if spectral_lags else ("heat_flux",)
     stages = [
@@ -121,7 +134,7 @@ def hnemd(
     flux = np.moveaxis(samples["heat_flux_potential"] + samples["heat_flux_convective"], 0, 1)
     flux = flux.reshape(len(fields), replicas, *flux.shape[1:])
     mean_temperature = float(np.mean(samples["temperature"]))
-    result = hnemd_from_flux(flux, fields, v, mean_temperature)
+    result = hnemd_from_flux(flux, fields, v, mean_temperature, timestep=timestep * sample_every, directions=directions)
     details = dict(result["details"])
     details["seconds_per_step"] = run.seconds_per_step
     if spectral_lags:
@@ -140,11 +153,11 @@ def hnemd(
     return final
 
 
-def check_fields(driving_force) -> np.ndarray:
-    """(fields, 3) 1/Å.
+def check_fields(driving_force, frame: np.ndarray) -> np.ndarray:
+    """(fields, 3) 1/Å, of forces in the space of the periodic directions, with basis `frame` (d, 3).
 
     Raises:
-      InputError: not one or more 3-vectors, not finite, or zero.
+      InputError: not one or more 3-vectors, not finite, zero, or with a part across the periodic directions.
     """
     fields = np.atleast_2d(np.asarray(driving_force, float))
     if fields.ndim != 2 or fields.shape[1] != 3 or not np.all(np.isfinite(fields)):
@@ -152,91 +165,136 @@ def check_fields(driving_force) -> np.ndarray:
             f"driving_force is {np.asarray(driving_force).tolist()}; it must be a 3-vector in 1/Å (or a list of them), "
             "for example [0.001, 0, 0]"
         )
-    if np.any(np.linalg.norm(fields, axis=1) == 0):
+    strength = np.linalg.norm(fields, axis=1)
+    if np.any(strength == 0):
         raise InputError("a driving_force of zero drives nothing: give at least one component that is not 0 (1/Å)")
+    across = np.linalg.norm(fields - fields @ frame.T @ frame, axis=1)
+    if np.any(across > ALIGNED * strength):
+        bad = int(np.argmax(across / strength))
+        raise InputError(
+            f"driving_force {fields[bad].tolist()} has a part of {across[bad]:.3g} 1/Å across the directions in which the "
+            f"system is periodic, where heat cannot flow on: drive {named(frame).replace('mean over', 'along')} only"
+        )
     return fields
 
 
-def hnemd_from_flux(flux: np.ndarray, fields: np.ndarray, volume: float, temperature: float) -> dict[str, Any]:
+def hnemd_from_flux(
+    flux: np.ndarray,
+    fields: np.ndarray,
+    volume: float,
+    temperature: float,
+    *,
+    timestep: float = 1.0,
+    directions=None,
+) -> dict[str, Any]:
     """Analysis of driven fluxes.
+
+    The force acts from the first frame on, and the mean flux rises to its final value like the running Green-Kubo
+    integral (linear response). So a leading part is left out: twice the lag at which the autocorrelation of the flux sinks
+    into its noise, where the remainder of an exponential is that noise squared; half of the series at most.
 
     Args:
       flux: (fields, replicas, frames, 3) eV Å/fs.
       fields: (fields, 3) 1/Å.
       volume, temperature: Å^3, K.
+      timestep: fs between frames; with the default, times are in frames.
+      directions: (n, 3) vectors along which the system is periodic; default all three. The fields lie in their span.
 
     Returns:
-      kappa, stderr (3, 3) by weighted least squares over the fields, NaN in columns that no field has; isotropic,
-      isotropic_stderr, converged, text, details.
+      kappa, stderr (3, 3) by weighted least squares over the fields, NaN in columns that no field has and along axes that
+      are not periodic; isotropic, isotropic_stderr, converged, text, details.
     """
+    frame = np.eye(3) if directions is None else frame_of(directions)
+    flux, local = flux @ frame.T, fields @ frame.T
     _, replicas, frames, _ = flux.shape
     scale = hnemd_prefactor(volume, temperature)
+    strength = np.linalg.norm(fields, axis=1)
+    parallel = np.einsum("frta,fa->frt", flux, local) / strength[:, None, None]
+    lag, memory = _memory(parallel)
+    start = min(2 * lag, frames // 2)
+    flux, parallel = flux[:, :, start:], parallel[:, :, start:]
+    kept = frames - start
+
     mean = flux.mean(axis=(1, 2))
-    blocks = np.stack([[block_error(series, min(BLOCKS, frames)) for series in group] for group in flux])
+    blocks = np.stack([[st.block_error(series, min(BLOCKS, kept)) for series in group] for group in flux])
     error = np.sqrt(np.sum(blocks**2, axis=1)) / replicas
     if replicas >= 4:
         error = np.maximum(error, flux.mean(axis=2).std(axis=1, ddof=1) / np.sqrt(replicas))
-    kappa, stderr = _tensor(mean * scale, error * scale, fields)
+    kappa, stderr = _tensor(mean * scale, error * scale, local)
 
-    strength = np.linalg.norm(fields, axis=1)
-    along = np.einsum("fa,fa->f", mean, fields) * scale / strength**2
-    along_error = np.sqrt(np.einsum("fa,fa->f", error**2, fields**2)) * scale / strength**2
+    along = parallel.mean(axis=(1, 2)) * scale / strength
+    along_error = np.sqrt(np.einsum("fa,fa->f", error**2, local**2)) * scale / strength**2
     groups = _directions(fields)
+    driven = np.array([fields[members[0]] / strength[members[0]] for members in groups])
     values, errors, problems = [], [], []
-    for members in groups:
+    for members, direction in zip(groups, driven):
         weights = 1.0 / along_error[members] ** 2
         value = float(np.sum(weights * along[members]) / np.sum(weights))
         sigma = float(1.0 / np.sqrt(np.sum(weights)))
-        spread = np.abs(along[members] - value) / along_error[members]
-        if len(members) > 1 and np.max(spread) > LINEARITY_SIGMAS:
+        chi_square = float(np.sum(weights * (along[members] - value) ** 2))
+        chance = float(chdtrc(len(members) - 1, chi_square)) if len(members) > 1 else 1.0
+        if chance < NONLINEAR:
             problems.append(
-                f"not in the linear regime: along {np.round(fields[members[0]] / strength[members[0]], 3).tolist()} the forces "
-                f"{strength[members].tolist()} 1/Å give {np.round(along[members], 4).tolist()} W/(m K), up to "
-                f"{np.max(spread):.1f} standard errors apart; use smaller forces"
+                f"not in the linear regime: {named(direction[None])} the forces {strength[members].tolist()} 1/Å give "
+                f"{np.round(along[members], 4).tolist()} W/(m K), chi-square {chi_square:.1f} for {len(members)} of them "
+                f"(p = {chance:.1g}, below {NONLINEAR:g}); use smaller forces"
             )
             sigma = max(sigma, float(np.max(np.abs(along[members] - value))))
         values.append(value)
         errors.append(sigma)
     isotropic = float(np.mean(values))
     isotropic_stderr = float(np.sqrt(np.sum(np.square(errors))) / len(errors))
-    relative = isotropic_stderr / abs(isotropic) if isotropic else np.inf
-    converged = not problems and relative <= TARGET_ERROR
-    if problems:
-        text = "; ".join(problems)
-    elif converged:
-        text = f"converged: sigma/kappa = {100 * relative:.0f} %"
-        if len(fields) == len(groups):
-            text += "; one strength of the force only, so the linear regime is not checked"
-    else:
-        text = f"not converged: sigma/kappa = {100 * relative:.0f} %; about {(relative / TARGET_ERROR) ** 2:.1f}x longer needed"
-    keep = max(1, frames // 500)
-    running = np.cumsum(np.einsum("frta,fa->frt", flux, fields), axis=2) / np.arange(1, frames + 1)
-    running = (running * scale / strength[:, None, None] ** 2).mean(axis=1)[:, keep - 1 :: keep]
+    checked = "the strengths of the force agree"
+    if len(fields) == len(groups):
+        checked = "one strength of the force only, so the linear regime is not checked"
+    verdict = judge(
+        isotropic, isotropic_stderr, kept * timestep, memory * timestep, problems, sound=checked, where=named(driven)
+    )
+    keep = max(1, kept // 500)
+    running = np.cumsum(parallel, axis=2) / np.arange(1, kept + 1)
+    running = (running * scale / strength[:, None, None]).mean(axis=1)[:, keep - 1 :: keep]
     return {
-        "kappa": kappa,
-        "stderr": stderr,
+        "kappa": embed(kappa, frame),
+        "stderr": embed(stderr, frame),
         "isotropic": isotropic,
         "isotropic_stderr": isotropic_stderr,
-        "converged": bool(converged),
-        "text": text,
+        "converged": verdict.converged,
+        "text": verdict.text,
         "details": {
+            "directions": driven,
             "driving_force_per_A": fields,
             "kappa_along_force": along,
             "kappa_along_force_stderr": along_error,
-            "running_frames": np.arange(keep, frames + 1, keep),
+            "frames": frames,
+            "timestep_fs": timestep,
+            "discarded_frames": start,
+            "correlation_time_fs": memory * timestep,
+            "running_frames": np.arange(start + keep, frames + 1, keep),
             "running_kappa": running,
         },
     }
 
 
+def _memory(parallel: np.ndarray) -> tuple[int, float]:
+    """Of fluxes along their forces (fields, replicas, frames), in frames: the lag from which their autocorrelation is noise,
+    and the correlation time."""
+    frames = parallel.shape[2]
+    block = max(1, frames // FIRST_BLOCKS)
+    coarse = st.block_means(parallel.reshape(-1, frames, 1), block)
+    correlation = st.autocorrelation(coarse)[:, :, 0, 0].mean(axis=0)
+    lag = st.automatic_cutoff(correlation, coarse.shape[0] * coarse.shape[1])
+    return lag * block, st.correlation_time(correlation[: lag + 1], block)
+
+
 def _tensor(current: np.ndarray, error: np.ndarray, fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(kappa, stderr) of current_a = sum_b kappa_ab F_b, row by row, in the span of the fields."""
-    kappa, stderr = np.full((3, 3), np.nan), np.full((3, 3), np.nan)
-    driven = [b for b in range(3) if np.any(fields[:, b] != 0)]
+    """(kappa, stderr) of current_a = sum_b kappa_ab F_b, row by row, in the span of the fields; all with d components."""
+    d = fields.shape[1]
+    kappa, stderr = np.full((d, d), np.nan), np.full((d, d), np.nan)
+    driven = [b for b in range(d) if np.any(fields[:, b] != 0)]
     design = fields[:, driven]
     if np.linalg.matrix_rank(design) < len(driven):
         return kappa, stderr  # a force along a diagonal alone does not tell the columns apart
-    for a in range(3):
+    for a in range(d):
         sigma = np.maximum(error[:, a], 1e-300)
         covariance = np.linalg.inv((design / sigma[:, None] ** 2).T @ design)
         kappa[a, driven] = covariance @ (design / sigma[:, None] ** 2).T @ current[:, a]

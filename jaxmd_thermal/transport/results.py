@@ -18,6 +18,13 @@ from jaxmd_thermal.errors import OutputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MIN_FRAMES = 64
+"""Shortest series that is analysed, in frames."""
+TARGET_ERROR = 0.15
+"""Relative standard error up to which a result counts as converged."""
+MIN_LENGTH = 20.0
+"""Shortest acceptable series, in correlation times."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -27,11 +34,65 @@ class Verdict:
     text: str
 
 
+def judge(
+    value: float,
+    stderr: float,
+    length: float,
+    memory: float,
+    doubts: Sequence[str],
+    *,
+    sound: str,
+    where: str = "",
+    remedy: str = "",
+    target: float = TARGET_ERROR,
+    runtime: float | None = None,
+) -> Verdict:
+    """Converged if the value is positive, its error small, nothing in doubt and each replica long; else what would cure it.
+
+    Args:
+      value, stderr: W/(m K).
+      length, memory: fs of one replica and of its correlation.
+      doubts: sentences about what contradicts the value, each of which keeps it from being converged.
+      sound: what the text of a converged result adds; `remedy`: what one with doubts adds if it is long enough.
+      where: along what the value is, if it is not one third of the trace (`directions.named`).
+      target: relative error up to which a result is converged.
+      runtime: s that it took; the text then tells what a sufficient length would.
+    """
+    ratio = stderr / value if value > 0 else np.inf
+    factor = max((ratio / target) ** 2, MIN_LENGTH * memory / length)
+    reasons = list(doubts)
+    if length < MIN_LENGTH * memory:
+        reasons.append(
+            f"a replica is {length / memory:.3g} correlation times long ({length:.3g} fs), {MIN_LENGTH:g} are needed"
+        )
+    size = f"sigma/kappa = {100 * ratio:.0f} %" if value > 0 else f"kappa = {value:.3g} W/(m K) is not positive"
+    size += f" ({where})" * bool(where)
+    if ratio <= target and not reasons:
+        return Verdict(True, f"converged: {size}; {sound}")
+    text = f"not converged: {size}"
+    if factor > 1.0 and np.isfinite(factor):
+        text += f"; about {factor:.0f}x longer needed" if factor >= 1.95 else f"; about {factor:.1f}x longer needed"
+        if runtime:
+            text += f", about {_duration(factor * runtime)} here"
+    elif doubts and remedy:
+        text += f"; {remedy}"
+    return Verdict(False, "; ".join([text, *reasons]))
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 @dataclass(frozen=True)
 class ConductivityResult:
     """A thermal conductivity in W/(m K), with what is needed to judge and repeat it.
 
-    `kappa` and `stderr` are (3, 3), NaN where nothing was measured; `isotropic` is one third of the trace.
+    `kappa` and `stderr` are (3, 3), NaN where nothing was measured. `isotropic` is the mean over the unit vectors of
+    `details["directions"]`: one third of the trace where these are x, y and z, as they are without that entry. A slab or
+    wire has its periodic directions there, a driven run those of its forces; the verdict then names them.
     `temperature` (K) was asked for, `mean_temperature` is what the runs had. `volume` (Å^3) and `n_atoms` are those of
     the simulated cell. `details` holds the estimators, their parameters and, under "traces", arrays for plots.
     """
@@ -81,11 +142,18 @@ class ConductivityResult:
         """Autocorrelation (if there is one) and running conductivity with the estimates and their bands.
 
         Reads `details["traces"]`: `time_fs` with any of `autocorrelation`, `running`, `filtered`, all of one length,
-        the last two in W/(m K). The figure belongs to nobody's window; save it with `.savefig`.
+        the last two in W/(m K); of a driven run `running_frames` and `running_kappa`, one curve a force. The figure
+        belongs to nobody's window; save it with `.savefig`.
         """
         from matplotlib.figure import Figure
 
-        traces = self.details.get("traces", {})
+        traces, labels = self.details.get("traces", {}), ["running integral"]
+        if "running_kappa" in self.details:
+            time = self.details["timestep_fs"] * np.asarray(self.details["running_frames"])
+            traces = {"time_fs": time, "running": np.transpose(self.details["running_kappa"])}
+            labels = [
+                f"running mean at {force} 1/Å" for force in np.asarray(self.details["driving_force_per_A"]).tolist()
+            ]
         figure = Figure(figsize=(7.0, 5.6), layout="constrained")
         both = "autocorrelation" in traces
         axes = list(np.atleast_1d(figure.subplots(2 if both else 1, 1, sharex=both)))
@@ -95,10 +163,11 @@ class ConductivityResult:
             axes[0].axhline(0.0, color="0.6", lw=0.6)
             axes[0].set_ylabel("autocorrelation / C(0)")
         axis = axes[-1]
-        for key, label, color in (("running", "running integral", "0.6"), ("filtered", "filtered", "C0")):
-            if key in traces:
-                name = label if self.method == "green-kubo" else "mean"
-                axis.plot(time, traces[key], color=color, lw=1.2, label=name)
+        if "running" in traces:
+            grey = {"color": "0.6"} if len(labels) == 1 else {}
+            axis.plot(time, traces["running"], lw=1.2, label=labels, **grey)
+        if "filtered" in traces:
+            axis.plot(time, traces["filtered"], color="C0", lw=1.2, label="filtered")
         for name, color in (("cepstral", "C3"), ("filtered", "C0")):
             estimate = self.details.get("estimators", {}).get(name)
             if estimate and math.isfinite(estimate["value"]):
@@ -108,6 +177,9 @@ class ConductivityResult:
         label = f"result {self.isotropic:.4g}"
         if self.isotropic_stderr is not None:
             label += f" ± {self.isotropic_stderr:.2g}"
+            if not self.details.get("estimators"):  # no band of an estimator stands for it
+                low, high = self.isotropic - self.isotropic_stderr, self.isotropic + self.isotropic_stderr
+                axis.axhspan(low, high, color="0.2", alpha=0.15, lw=0)
             axis.errorbar([time[-1]], [self.isotropic], [self.isotropic_stderr], fmt="ks", ms=4, capsize=3, label=label)
         else:
             axis.plot([time[-1]], [self.isotropic], "ks", ms=4, label=label)

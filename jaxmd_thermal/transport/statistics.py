@@ -37,18 +37,24 @@ def block_size(timestep: float, frequency_cutoff: float) -> int:
     return max(1, round(THZ_FS / (2.0 * frequency_cutoff * timestep)))
 
 
+def block_count(frames: int, size: int) -> int:
+    """How many blocks of `size` frames a series has, an even number; `InputError` if that is too few for a spectrum."""
+    count = frames // size
+    count -= count % 2
+    if count < 8:
+        raise InputError(
+            f"{frames} frames in blocks of {size} leave {count} samples; at least 8 are needed. "
+            "Give a longer series or a higher frequency cutoff."
+        )
+    return count
+
+
 def block_means(series: np.ndarray, size: int) -> np.ndarray:
     """Means over consecutive blocks of `size` frames, (replicas, frames, c) -> (replicas, blocks, c); an even number.
 
     The box filter has zeros at the multiples of the new sampling frequency: nothing is folded onto f = 0.
     """
-    count = series.shape[1] // size
-    count -= count % 2
-    if count < 8:
-        raise InputError(
-            f"{series.shape[1]} frames in blocks of {size} leave {count} samples; at least 8 are needed. "
-            "Give a longer series or a higher frequency cutoff."
-        )
+    count = block_count(series.shape[1], size)
     shape = (series.shape[0], count, size, series.shape[2])
     return np.asarray(series[:, : count * size], float).reshape(shape).mean(axis=2)
 
@@ -156,6 +162,17 @@ def direct_error(
 def running_error(value: float, times: np.ndarray, total_time: float) -> np.ndarray:
     """Error band of a running integral, 2 |value| sqrt(t/total): white noise of the strength of the final value."""
     return 2.0 * abs(value) * np.sqrt(times / total_time)
+
+
+def running_tensor_error(tensor: np.ndarray, time: float, total_time: float) -> np.ndarray:
+    """`running_error` for each pair of directions of an integral (d, d), 2 sqrt((K_aa K_bb + K_ab^2)/2) sqrt(t/total)."""
+    diagonal = np.diag(tensor)
+    return 2.0 * np.sqrt(0.5 * (np.abs(np.outer(diagonal, diagonal)) + tensor**2) * time / total_time)
+
+
+def mean_diagonal(tensors: np.ndarray) -> np.ndarray:
+    """Mean over the directions of (..., d, d) tensors."""
+    return np.trace(tensors, axis1=-2, axis2=-1) / tensors.shape[-1]
 
 
 def _smooth(values: np.ndarray, window: int, odd: bool) -> np.ndarray:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,14 +23,18 @@ from ase.build import bulk
 import jaxmd_thermal.dynamics.driver as run_module
 from jaxmd_thermal import evaluate, simulate
 from jaxmd_thermal._backend import double_precision
+from jaxmd_thermal.dynamics import sharding
 from jaxmd_thermal.dynamics.base import maxwell_boltzmann_velocities
 from jaxmd_thermal.dynamics.driver import start_stage
 from jaxmd_thermal.dynamics.loop import Simulation, chunk, compiled_chunk
 from jaxmd_thermal.dynamics.nve import NVE
+from jaxmd_thermal.dynamics.repair import run_memory
 from jaxmd_thermal.dynamics.state import MDState
 from jaxmd_thermal.errors import CapacityError, CheckpointError, InputError, OutputError, UnstableError
-from jaxmd_thermal.neighbors import allocate
-from jaxmd_thermal.potentials import LennardJones
+from jaxmd_thermal.io.ase import velocities_of
+from jaxmd_thermal.neighbors import allocate, make_plan
+from jaxmd_thermal.observables.virial_velocity import VirialVelocityCorrelator
+from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones, Nequix
 from jaxmd_thermal.system import System
 from jaxmd_thermal.units import AMU_A2_FS2
 
@@ -94,6 +99,33 @@ def test_replicas_equal_single_runs_bit_for_bit(argon):
     for replica in range(2):
         alone = run(argon, velocities=velocities[replica])
         assert np.array_equal(alone.positions[0], both.positions[replica])
+
+
+def test_without_a_temperature_a_run_starts_with_the_velocities_of_the_structure(argon):
+    """As if they were given; a temperature draws new ones, and a structure without any starts at rest."""
+    moving = argon.copy()
+    moving.set_velocities(1e-2 * np.random.default_rng(1).normal(size=(len(argon), 3)))
+    carried = run(moving, temperature=None)
+    assert same(carried, run(argon, temperature=None, velocities=velocities_of(moving)))
+    assert same(run(moving), run(argon))
+    at_rest = run(argon, temperature=None)
+    # Forces of the perfect crystal are rounding (1e-17 eV/Å); carried velocities amount to some ten kelvin.
+    assert np.max(at_rest.samples["temperature"]) < 1e-12 and carried.samples["temperature"][0, 0] > 1.0
+
+
+@pytest.mark.parametrize("replicas, better", [(11, 16), (13, 16), (5, None)])
+def test_devices_that_stay_idle_are_mentioned(monkeypatch, caplog, replicas, better):
+    monkeypatch.setattr(sharding.jax, "devices", lambda: list(range(8)))
+    monkeypatch.setattr(sharding.jax.sharding, "Mesh", lambda devices, axes: devices)
+    mesh = sharding.replica_mesh(replicas)
+    if better is None:
+        assert len(mesh) == replicas and not caplog.text
+    else:
+        assert mesh is None
+        assert (
+            f"{replicas} replicas run on 1 of 8 devices" in caplog.text
+            and f"{better} replicas would use all" in caplog.text
+        )
 
 
 def test_one_compilation_a_shape_and_no_transfer_in_the_loop(argon):
@@ -342,6 +374,13 @@ def test_bad_input_is_named(argon):
         run(argon, replicas=0)
     with pytest.raises(InputError, match="dtype is 'float16'"):
         run(argon, dtype="float16")
+    with pytest.raises(InputError, match="'heat_flx' cannot be sampled, did you mean 'heat_flux'"):
+        run(argon, quantities="heat_flx")
+    with pytest.raises(InputError, match="stress needs a cell that is periodic in three directions"):
+        run(argon_slab(argon), quantities=["heat_flux", "stress"])
+    for bad in (np.zeros((2, len(argon), 3)), np.full((len(argon), 3), np.nan), np.zeros(3)):
+        with pytest.raises(InputError, match=rf"velocities have the shape {re.escape(str(bad.shape))} .*\(1, 108, 3\)"):
+            run(argon, velocities=bad)
     twice = argon.copy()
     twice.positions[1] = twice.positions[0]
     with pytest.raises(InputError, match="two atoms on one site"):
@@ -358,6 +397,42 @@ def test_bad_input_is_named(argon):
 def test_too_large_a_capacity_is_refused_before_the_run(argon):
     with pytest.raises(CapacityError, match="GB are available"):
         run(argon, capacity=2_000_000_000)
+    with pytest.raises(CapacityError, match="fewer spectral lags"):
+        run(argon, observers=(VirialVelocityCorrelator(10**8),))
+
+
+@pytest.mark.parametrize(
+    "network, dtype, measured",
+    [
+        # kB for each atom: temporaries of energy, forces and heat flux as the compiler counts them.
+        (lambda: Nequix.create(0, ["Si"], channels=(128, 64, 32, 32), layers=4, l_edge=3), "float32", 269.0),
+        (lambda: Nequix.create(0, ["Si"], channels=(128, 64, 32, 32), layers=4, l_edge=3), "float64", 420.0),
+        (lambda: EquivariantNetwork.create(0, ["Si"], 5.0, 3), "float32", 30.5),
+        (lambda: EquivariantNetwork.create(0, ["Si"], 5.0, 3, channels=64), "float32", 90.7),
+    ],
+)
+def test_memory_of_networks(argon, network, dtype, measured):
+    """Within a factor of two; the peak of a process with nequix-mp-1 and 512 atoms was 0.96 GB in float32."""
+    potential, plan = network(), make_plan(System.from_atoms(argon), 6.0)
+    without, one, three = (
+        run_memory(potential, plan, n, 3, at_once, dtype) for n, at_once in ((0, 1), (512, 1), (512, 3))
+    )
+    assert measured / 2 < (three - one) / (2 * 512e3) < 2 * measured
+    if measured == 269.0:
+        assert 0.96e9 / 2 < one < 2 * 0.96e9 and without < one
+
+
+def test_memory_of_a_spectrum(argon):
+    """What is accumulated for 32,000 atoms and 4 replicas, from the shapes of the state; it is there three times."""
+    observer, plan = VirialVelocityCorrelator(200), make_plan(System.from_atoms(argon), 6.0)
+    with double_precision():
+        state = jax.eval_shape(observer.init, {"velocities": jax.ShapeDtypeStruct((4, 32_000, 3), np.float64)})
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert held == pytest.approx(1.235e9, rel=1e-3)
+    more = run_memory(POTENTIAL, plan, 32_000, 4, 1, "float64", (observer,)) - run_memory(
+        POTENTIAL, plan, 32_000, 4, 1, "float64"
+    )
+    assert more == pytest.approx(3 * held, rel=1e-3)  # the sums are left out
 
 
 @pytest.mark.slow
@@ -391,7 +466,7 @@ def test_sampled_stress_is_the_strain_derivative_of_the_whole_energy(argon):
 
     The canonical scaling leaves phase-space volumes alone, so this is the observable whose mean is minus the pressure.
     """
-    result = run(argon, 12, quantities=("stress",), trajectory=True)
+    result = run(argon, 12, quantities="stress", trajectory=True)
     positions, velocities = result.samples["positions"][-1, 0], result.samples["velocities"][-1, 0]
     cell, masses = argon.cell.array, argon.get_masses()
 
@@ -416,6 +491,12 @@ def test_sampled_stress_is_the_strain_derivative_of_the_whole_energy(argon):
     np.testing.assert_allclose(stress, expected, atol=1e-9)
     static = evaluate(POTENTIAL, argon_at(argon, positions), "stress")["stress"]
     assert np.trace(stress) < np.trace(static) - 3e-4, "thermal motion presses outwards"
+
+
+def argon_slab(atoms):
+    slab = atoms.copy()
+    slab.pbc = (True, True, False)
+    return slab
 
 
 def argon_at(atoms, positions):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 import pytest
+from ase.build import bulk
 
-from jaxmd_thermal import load_potential, save_potential
+from jaxmd_thermal import evaluate, load_potential, save_potential
 from jaxmd_thermal.errors import InputError, OutputError
 from jaxmd_thermal.io.models import REGISTRY
 from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones, Nequix, Potential, So3krates, StillingerWeber
@@ -30,6 +31,8 @@ def test_argon_sets(name, epsilon, sigma, cutoff, truncation, start):
     assert (float(p.epsilon), float(p.sigma)) == (epsilon, sigma)
     assert p.cutoff == pytest.approx(cutoff, rel=1e-15) and p.truncation == truncation
     assert p.switch_start == (None if start is None else pytest.approx(start, rel=1e-15))
+    with pytest.raises(InputError, match="does not know Si; it knows Ar"):
+        evaluate(p, bulk("Si"))
 
 
 def test_every_built_in_name_loads():

@@ -297,7 +297,7 @@ def test_models_list(cache, monkeypatch, capsys):
     table = capsys.readouterr().out
     lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
     assert re.search(r"no +89 elements +6 +4 +MIT", lines["nequix-oam-1-pft"])
-    assert "Se, Sn" in lines["so3krates-snse"] and "any" in lines["lj-argon-gk"] and "damaged" in lines["hurt"]
+    assert "Se, Sn" in lines["so3krates-snse"] and " Ar " in lines["lj-argon-gk"] and "damaged" in lines["hurt"]
 
 
 def test_models_export(cache, tmp_path, capsys):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import springs
+from ase import Atoms
+from scipy.optimize import brentq
 
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import symmetry
@@ -55,6 +58,34 @@ def test_third_order_equals_volume_differences():
     assert third.mean(300.0) == pytest.approx(difference.mean(300.0), rel=0.02)
     with pytest.raises(InputError, match="need fc3"):
         grueneisen_from_fc3(sets[0], MESH)
+
+
+def layers(height, length=1.0):
+    """Layers A, B, B of a face-centred lattice along z: symmetry leaves the height of B free."""
+    cell = np.array([[3.55, 0, 0], [0, 3.55, 0], [1.775, 1.775, 8.0]])
+    positions = np.array([[0, 0, 0], [1.775, 1.775, 8.0 * height], [0, 0, 8.0 * (1.0 - height)]])
+    return Atoms("NeAr2", cell=length * cell, positions=length * positions, pbc=True)
+
+
+def relaxed_layers(length):
+    """The layers where the forces on the free coordinate vanish."""
+
+    def force(height):
+        atom, vectors, sizes = springs.neighbors(layers(height, length))
+        return float(np.sum(springs.slopes(1, vectors, sizes)[atom == 1, 2]))
+
+    return layers(brentq(force, 0.31, 0.36, xtol=1e-13), length)
+
+
+def test_third_order_with_internal_strain():
+    """Mode by mode against changes of volume with relaxed positions; with positions that do not relax gamma is 0.27 off."""
+    lengths = [(1.0 + x) ** (1 / 3) for x in (-1e-3, 0.0, 1e-3)]
+    sets = [springs.constants(relaxed_layers(x), (3, 3, 2)) for x in lengths]
+    third, difference = grueneisen_from_fc3(sets[1], (2, 2, 2)), grueneisen_from_volumes(*sets, (2, 2, 2))
+    moving = difference.mesh.frequencies > 0.1
+    assert difference.mesh.frequencies.min() > -1e-3
+    # Second order of the central difference, (1e-3)^2 with coefficients of about 100.
+    np.testing.assert_allclose(third.gamma[moving], difference.gamma[moving], rtol=0, atol=1e-3)
 
 
 def test_power_law_identity():

@@ -252,7 +252,7 @@ def test_published_sets_equal_the_manifest(shared):
 def test_correction_keeps_the_symmetry_of_the_grid(shared, same_units):
     """The sum over dipoles is cut off at a sphere round q, so its value depends on which of equivalent q-points is taken. In
     the first Brillouin zone stars are equal to rounding, and phonopy's frequencies of its own grid are ours."""
-    fc = published(shared, "dft_phonons/TiO2_anatase.yaml.xz")  # body-centred: the cell of its primitive vectors is skewed
+    fc = published(shared, "dft_phonons/TiO2_anatase.yaml.xz")  # body-centred: a skewed primitive cell
     mesh = (4, 4, 4)
     grid = mesh_phonons(fc, mesh, True).grid
     everywhere = phonons(fc, grid.qpoints, True).frequencies

@@ -15,7 +15,7 @@ from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import solver, symmetry
 from jaxmd_thermal.lattice.displaced import displaced_forces
-from jaxmd_thermal.lattice.force_constants import second_order_plan, third_order_plan
+from jaxmd_thermal.lattice.plans import second_order_plan, third_order_plan
 from jaxmd_thermal.potentials import LennardJones
 
 PAIR = LennardJones(

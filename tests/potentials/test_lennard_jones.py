@@ -1,5 +1,7 @@
 """Lennard-Jones against the formulas written out by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -10,6 +12,8 @@ from jaxmd_thermal.potentials import LennardJones
 from tests.oracles import lennard_jones
 
 DISTANCES = np.array([1.9, 2.3, 3.9, 4.1, 4.6, 4.99, 5.2])
+
+MATRIX, KINDS = np.array([[0.02, 0.03], [0.03, 0.05]]), ("cut", None, (18, 36))
 
 
 def dimers(distances):
@@ -52,8 +56,30 @@ def test_species_choose_their_parameters():
         ((0.02, 2.0, 5.0, "switch"), "switch_start"),
         ((0.02, 2.0, 5.0, "switch", 6.0), "switch_start"),
         (([[0.02, 0.03], [0.03, 0.05]], 2.0, 5.0), "species"),
+        # The pair route takes phi_ij = phi_ji: without symmetry the forces would not be the gradient of the energy.
+        (
+            (MATRIX + np.array([[0, 0.01], [0, 0]]), 2.0, 5.0, *KINDS),
+            r"epsilon is 0.04 eV for the species \(18, 36\) and 0.03 eV for",
+        ),
+        (
+            (0.02, 80 * MATRIX + np.array([[0, 0], [0.1, 0]]), 5.0, *KINDS),
+            r"sigma is .* Å for .* make the matrix symmetric",
+        ),
+        ((MATRIX, np.full((3, 3), 2.0), 5.0, *KINDS), r"sigma has the shape \(3, 3\), and species is \(18, 36\)"),
+        (([0.02, 0.03], 2.0, 5.0, *KINDS), r"epsilon has the shape \(2,\)"),
+        ((0.02, np.array([2.0]), 5.0), r"sigma has the shape \(1,\), and species is None"),
     ],
 )
 def test_refusals(arguments, word):
     with pytest.raises(InputError, match=word):
         LennardJones(*arguments)
+
+
+def test_matrices_stay_leaves_of_a_pytree():
+    """Through jit and grad (traced), as a tree of shapes, stacked, and as gradients that are not symmetric."""
+    potential = LennardJones(MATRIX, 2.0, 5.0, *KINDS)
+    assert jax.tree.leaves(jax.tree.map(lambda _: object(), potential)) and jax.eval_shape(lambda p: p, potential)
+    assert jax.jit(lambda p: p)(potential).epsilon.shape == (2, 2)
+    assert jax.tree.map(lambda *x: jnp.stack(x), potential, potential).sigma.shape == (2,)
+    gradient = jax.grad(lambda p: p.epsilon[0, 1])(potential)
+    np.testing.assert_array_equal(gradient.epsilon, [[0.0, 1.0], [0.0, 0.0]])

@@ -14,6 +14,7 @@ from ase.build import bulk
 from jaxmd_thermal.errors import InputError, OutputError
 from jaxmd_thermal.io.ase import write_structure
 from jaxmd_thermal.report import build_report
+from jaxmd_thermal.report.comparison import comparable
 from jaxmd_thermal.report.curves import traces_of
 from jaxmd_thermal.report.data import load_run, with_error, write_flux, write_traces
 from jaxmd_thermal.report.figures import thin
@@ -146,6 +147,55 @@ def test_two_methods_are_compared(tmp_path, other, word):
     sigmas = abs(other - 0.36) / np.hypot(0.02, 0.02)
     assert f"Green-Kubo and HNEMD {word}: they differ by {sigmas:.1f} combined standard errors." in text
     assert ("contradict" in text) == (word == "DISAGREE") == ('class="lead alarm"' in page)
+
+
+ANISOTROPIC = {"tensor": np.diag([0.571, 1.464, 1.321]).tolist(), "tensor_stderr": np.diag([0.04, 0.08, 0.07]).tolist(),
+               "isotropic": 1.119, "stderr": 0.05}  # fmt: skip
+
+
+def driven_along_x(value=0.55, error=0.03, direction=(1.0, 0.0, 0.0)):
+    one = entry("hnemd", value, error, directions=[list(direction)])
+    one["thermal_conductivity_W_mK"]["tensor"] = [[value, None, None]] + [[0.0, None, None]] * 2
+    return one
+
+
+def test_a_force_along_x_is_compared_with_the_same_component(tmp_path):
+    """kappa_xx of both: 0.571 and 0.55; one third of the trace would be 11 errors away."""
+    equilibrium = entry() | {"thermal_conductivity_W_mK": ANISOTROPIC}
+    write_run(tmp_path, [equilibrium, driven_along_x()])
+    build_report(tmp_path)
+    text = parse(tmp_path)[2]
+    sigmas = (0.571 - 0.55) / np.hypot(0.04, 0.03)
+    assert f"Green-Kubo and HNEMD agree along x: they differ by {sigmas:.1f} combined standard errors." in text
+
+
+def test_what_two_results_have_in_common():
+    equilibrium = {"thermal_conductivity_W_mK": ANISOTROPIC}
+    x, y, name = comparable(equilibrium, driven_along_x(direction=(0.0, 0.6, 0.8)))
+    assert x[0] == pytest.approx(0.36 * 1.464 + 0.64 * 1.321) and x[1] == pytest.approx(
+        np.hypot(0.36 * 0.08, 0.64 * 0.07)
+    )
+    assert y == (0.55, 0.03) and name == "along [0.0, 0.6, 0.8]"
+    assert comparable(equilibrium, equilibrium) == ((1.119, 0.05), (1.119, 0.05), "")
+    plane = {
+        "tensor": [[0.8, 0.0, None], [0.0, 1.4, None], [None] * 3],
+        "tensor_stderr": None,
+        "isotropic": 1.1,
+        "stderr": 0.1,
+    }
+    slab = {"details": {"directions": [[1, 0, 0], [0, 1, 0]]}, "thermal_conductivity_W_mK": plane}
+    assert comparable(slab, driven_along_x()) == ((0.8, None), (0.55, 0.03), "along x")
+    # A tensor that holds one column only has no mean over the plane.
+    assert comparable(slab, driven_along_x(direction=(0.0, 0.0, 1.0))) is None
+
+
+def test_the_table_beside_lattice_dynamics_names_the_component(tmp_path):
+    quantum = entry("rta", 1.2, None) | {"details": {"settings": {"mesh": [3, 3, 3]}}}
+    equilibrium = entry() | {"thermal_conductivity_W_mK": ANISOTROPIC}
+    write_run(tmp_path, [quantum, equilibrium, driven_along_x(0.6)])
+    build_report(tmp_path)
+    text = parse(tmp_path)[2]
+    assert "HNEMD, classical, along x" in text and "+0.6 σ (+5 %), along x" in text and "+1.6 σ (+7 %)" in text
 
 
 @pytest.mark.parametrize("missing", ["run.h5", "structure.extxyz", "command.json"])
@@ -308,7 +358,7 @@ def test_command_line_quotes_and_repeats():
 def test_switches_and_positions_of_a_command_line():
     assert command_line(
         "wigner", {"isotopes": False, "ad": True, "nac": False, "structure": "si.cif", "mesh": [3, 3, 3]}
-    ) == ("jaxmd-thermal wigner si.cif --no-isotopes --ad --mesh 3 3 3")
+    ) == ("jaxmd-thermal wigner si.cif --no-isotopes --ad --no-nac --mesh 3 3 3")
     assert command_line("campaign", {"name": "phonondb103", "compounds": ["NaCl", "LiBr"], "isotopes": True}) == (
         "jaxmd-thermal campaign phonondb103 --compounds NaCl LiBr --isotopes"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from jaxmd_thermal import evaluate, force_constants, load_potential, phonon_erro
 from jaxmd_thermal.cli import main, phonon_evaluation, training
 from jaxmd_thermal.cli.training_settings import checked, load_training
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.io import datasets, models
 from jaxmd_thermal.io.ase import builtin_structure
+from jaxmd_thermal.training import optimizers
+from jaxmd_thermal.training.evaluation import FORCE_CONSTANTS, METRICS, CompoundErrors, Harmonic, PhononTable
 
 BASE = {
     "potential": "lj-argon-gk",
@@ -37,6 +41,17 @@ BASE = {
         ({"data": {}}, "structures, phonons, displaced or a manifest"),
         ({"optimizer": {"rate": -1.0}}, "optimizer.rate"),
         ({"steps": 0}, "steps"),
+        ({"network": {"cutoff": 4.0}}, "give one of potential .finetune. and .network. .train."),
+        ({"patience": 3}, r"patience needs validation_fraction or \[validation\]"),
+        (
+            {"losses": {"forces": {"weight": -1}}},
+            r"losses.forces.weight: it must be greater than or equal to 0 \(it is -1\)",
+        ),
+        ({"losses": {"forces": {"weight": {"start": 1, "end": -2}}}}, "losses.forces.weight.end: .* 0 .it is -2"),
+        (
+            {"losses": {"forces": {"weight": {"start": 1, "ende": 2}}}},
+            "'losses.forces.weight.ende', did you mean 'end'",
+        ),
         ({"replay": {"energies_only": ["a"], "losses": {"forces": {}}}}, "energies_only needs .replay.losses.energy."),
     ],
 )
@@ -53,7 +68,7 @@ def test_example_configurations_are_valid(root):
     settings = load_training(
         root / "experiments" / "phonon_finetuning" / "config.toml", {"losses.stress": {"weight": 5.0}}
     )
-    assert settings.losses.stress is not None and settings.replay is not None
+    assert settings.losses.stress is not None and settings.replay is not None and settings.devices == 1
     with pytest.raises(InputError, match="there is no configuration file"):
         load_training(root / "nothing.toml")
 
@@ -90,6 +105,18 @@ def test_verbs(tmp_path, capsys):
     assert exit.value.code == 2 and "--manifest" in capsys.readouterr().err
 
 
+def test_what_a_training_says_at_its_end(tmp_path, monkeypatch, capsys):
+    """Forgetting is measured on copies of what was replayed, and said to be."""
+    config = tmp_path / "fit.toml"
+    config.write_text('potential = "lj-argon-gk"\nepochs = 3\n[data]\nstructures = "no.extxyz"\n[losses.forces]\n')
+    result = SimpleNamespace(stopped="finished", steps=4, best_step=3, errors=lambda: [(3, {"forces meV/Å": 2.0})])
+    monkeypatch.setattr(training, "trained", lambda *_, **__: (result, {"forces_meV_A": 1.5}))
+    assert training.run("finetune", str(config), {}) == 0
+    said = capsys.readouterr().out
+    assert 'changed on other copies of the replayed structures: {"forces_meV_A": 1.5}' in said
+    assert "finished after 4 steps; the potential of step 3" in said and "validation: forces meV/Å 2" in said
+
+
 def test_data_of_which_nothing_is_left(tmp_path):
     trajectory(tmp_path / "argon.extxyz", 2)
     data = {"structures": [str(tmp_path / "argon.extxyz")]}
@@ -101,6 +128,46 @@ def test_data_of_which_nothing_is_left(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             training.frames_of(checked(BASE | {"data": data | change}, "'file'").data)
+
+
+def test_third_derivatives_are_read_where_the_loss_asks_for_them(tmp_path, monkeypatch):
+    (tmp_path / "phonopy.yaml").touch()
+    asked = []
+    monkeypatch.setattr(datasets, "read_phonon_frames", lambda path, third, **_: asked.append(third) or [])
+    monkeypatch.setattr(training, "potential_of", lambda settings, data: None)
+    data = {"phonons": [str(tmp_path / "phonopy.yaml")]}
+    for losses in ({"forces": {}}, {"forces": {}, "third": {}}):
+        settings = checked(BASE | {"data": data, "losses": losses}, "'file'")
+        with pytest.raises(InputError, match="no structure of the data is left"):
+            training.trained(settings, tmp_path / "out")
+    assert asked == [False, True]
+
+
+def test_devices_that_are_not_there():
+    import jax
+
+    there = jax.devices()
+    assert training.devices_of(0) == there and training.devices_of(1) == there[:1]
+    with pytest.raises(InputError, match=f"devices is 99, but there are {len(there)} here: give at most"):
+        training.devices_of(99)
+
+
+def test_schedules_last_as_long_as_the_training(tmp_path, monkeypatch):
+    """Three structures make two batches of up to two, so that two epochs are four steps, not three."""
+    trajectory(tmp_path / "argon.extxyz", 3)
+    lengths = []
+    rate = optimizers.rate
+    monkeypatch.setattr(optimizers, "rate", lambda *given: lengths.append(given[2]) or rate(*given))
+    document = {
+        "potential": "lj-argon-gk", "epochs": 2, "batch_size": 2, "buckets": 1, "precision": "float64",
+        "data": {"structures": [str(tmp_path / "argon.extxyz")]},
+        "losses": {"forces": {"weight": {"start": 2.0, "end": 0.5}}},
+        "optimizer": {"rate": 1e-6, "schedule": "linear", "weight_decay": 0.0},
+    }  # fmt: skip
+    result, _ = training.trained(checked(document, "'file'"), tmp_path / "out", quiet=True)
+    assert lengths == [result.steps] == [4]
+    weights = [1e3 * e["loss"] / e["forces meV/Å"] for _, e in result.errors("train")]
+    np.testing.assert_allclose(weights, [2.0, 1.5, 1.0, 0.5], rtol=1e-9)
 
 
 def test_replay_of_energies_alone(tmp_path):
@@ -157,6 +224,58 @@ rate = 1e-6
     assert "finished after 4 steps" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"train needs \[network\]"):
         training.run("train", str(config), {"out": str(out)})
+
+
+def table_of(**errors):
+    """A table with one absolute error for every metric of a compound; None: the evaluation failed."""
+    said = Harmonic(500.0, 0.0, 1.0, 1.0, 1.0, True)
+    rows = tuple(
+        CompoundErrors(name, "PBE", 2, {}, None, said, "no minimum") if error is None else
+        CompoundErrors(name, "PBE", 2, dict.fromkeys((*METRICS, *FORCE_CONSTANTS), error), said, said)
+        for name, error in errors.items()
+    )  # fmt: skip
+    return PhononTable(rows, 300.0, "reference", 5)
+
+
+def test_potentials_are_compared_on_what_both_can_do():
+    """A failure on the hardest compound is no merit."""
+    before, after = table_of(NaCl=2.0, MgB2=100.0, Si=4.0), table_of(NaCl=1.0, MgB2=None, Si=2.0)
+    assert (
+        after.relative_to(before) == 0.5 and before.relative_to(after) == 2.0 and after.only_one_has(before) == {"MgB2"}
+    )
+    said = phonon_evaluation.summary_of({"one": before, "two": after})
+    assert (
+        "two over one: 0.500" in said and "compounds left out, as only one of the two has errors for them: 1)" in said
+    )
+    assert "left out" not in phonon_evaluation.summary_of({"one": before, "two": before})
+
+
+def test_nothing_of_one_name_is_dropped(tmp_path, monkeypatch, capsys):
+    """Potentials and compounds of two folders; what no folder tells apart is refused by name."""
+    for name in ("a/p.yaml", "b/p.yaml", "Ba0.5Sr0.5TiO3.yaml", "Ba0.25Sr0.75TiO3.yaml", "NaCl.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("a/potential", "b/potential"):
+        (tmp_path / name).mkdir()
+    files = [str(p) for p in sorted(tmp_path.rglob("*.yaml"))]
+    seen = []
+    monkeypatch.setattr(models, "load_potential", lambda place: place)
+    monkeypatch.setattr(
+        phonon_evaluation, "evaluated", lambda *given, **_: seen.extend(given[:2]) or {"model": table_of(Si=1.0)}
+    )
+    places = ["nequix-mp-1", *(str(tmp_path / name) for name in ("a/potential", "b/potential"))]
+    assert phonon_evaluation.run(places, files) == 0
+    assert seen[0] == dict(zip(("nequix-mp-1", "a/potential", "b/potential"), places, strict=True))
+    assert seen[1].keys() == {"a/p", "b/p", "Ba0.5Sr0.5TiO3", "Ba0.25Sr0.75TiO3", "NaCl"}
+    assert sorted(map(str, seen[1].values())) == files
+    with pytest.raises(InputError, match="would all be called 'nequix-mp-1'"):
+        phonon_evaluation.run(["nequix-mp-1"] * 2, files)
+    (tmp_path / "a" / "NaCl.yaml").touch()
+    (tmp_path / "a" / "manifest.csv").write_text("key,split,functional\nNaCl,train,PBE\n")
+    manifest = str(tmp_path / "a" / "manifest.csv")
+    with pytest.raises(InputError, match="of the manifest are both called 'NaCl'"):
+        phonon_evaluation.compounds_of([str(tmp_path / "NaCl.yaml")], manifest)
+    assert len(phonon_evaluation.compounds_of([str(tmp_path / "a" / "NaCl.yaml")], manifest)[0]) == 1
 
 
 @pytest.mark.slow

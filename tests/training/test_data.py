@@ -20,8 +20,9 @@ from jaxmd_thermal.io.datasets import read_displaced_frames, read_frames, read_p
 from jaxmd_thermal.lattice.displaced import displaced_forces
 from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones, StillingerWeber
 from jaxmd_thermal.system import System
+from jaxmd_thermal.training import plausibility
 from jaxmd_thermal.training.batches import Batches
-from jaxmd_thermal.training.data import Frame, split_by_compound
+from jaxmd_thermal.training.data import Frame, compound_of, split_by_compound, told_apart
 from jaxmd_thermal.training.losses import HessianColumns, factors_of, total_loss
 from jaxmd_thermal.training.networks import with_statistics
 from jaxmd_thermal.training.statistics import statistics
@@ -185,6 +186,44 @@ def test_wrong_units_of_phonopy(silicon_file):
             read_phonon_frames(path)
         assert "silicon.yaml" in str(caught.value)
         assert len(read_phonon_frames(path, check_units=False)) == 1
+        with pytest.raises(InputError, match="other units"):
+            read_displaced_frames(path)
+        assert len(read_displaced_frames(path, check_units=False)) == 1
+
+
+def test_restoring_forces_are_the_self_terms_of_force_constants(monkeypatch):
+    """Springs of 7 eV/Å^2 between neighbours: the trace of a simple cubic site's force constants is 2 x 3 x 7 / 3 a direction."""
+    cell = Atoms("Po8", 3.3 * np.array(list(np.ndindex(2, 2, 2))), cell=[6.6] * 3, pbc=True)
+    ratios = []
+    monkeypatch.setattr(plausibility, "SELF_TERMS", (1e9, 1e9))  # all are refused, and the message has the ratio
+    hessian = np.zeros((3, 8, 3))
+    hessian[np.arange(3), 0, np.arange(3)] = 14.0
+    frame = Frame(cell.numbers, cell.positions, cell.cell.array, columns=np.arange(3), hessian=hessian)
+    moves = np.zeros((2, 8, 3))
+    moves[0, 0], moves[1, 0] = [0.01, 0.01, 0.0], [0.0, 0.0, -0.02]
+    for check in (
+        lambda: plausibility.check_force_constants(frame),
+        lambda: plausibility.check_restoring_forces(System.from_atoms(cell), moves, -14.0 * moves, "a file"),
+    ):
+        with pytest.raises(InputError, match="other units") as caught:
+            check()
+        ratios.append(re.search(r"about (\S+) times", str(caught.value)).group(1))
+    assert ratios[0] == ratios[1]
+
+
+def test_names_lose_no_file(tmp_path):
+    assert [compound_of(f"x/{n}") for n in ("NaCl.yaml.xz", "Ba0.5Sr0.5TiO3.yaml", "Si.yml.gz", "Si.relaxed", "Si")] == [
+        "NaCl", "Ba0.5Sr0.5TiO3", "Si", "Si.relaxed", "Si",
+    ]  # fmt: skip
+    files = [tmp_path / name for name in ("a/x/p.yaml", "b/x/p.yaml", "b/q.yaml", "b/q.yaml.xz")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert told_apart(files[:3], ["p", "p", "q"]) == ["a/x/p", "b/x/p", "q"]
+    assert told_apart(["p", files[0]], ["p", "p"]) == ["p", "x/p"]  # the first is no path, but the name of a potential
+    for same in (files[2:], [files[0], tmp_path / "b" / ".." / "a/x/p.yaml"]):
+        with pytest.raises(InputError, match=r"would all be called '.*': name each only once"):
+            told_apart(same, [compound_of(file) for file in same])
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,9 +23,9 @@ from jaxmd_thermal.errors import CheckpointError, InputError, UnstableError
 from jaxmd_thermal.potentials import EquivariantNetwork, LennardJones
 from jaxmd_thermal.training.batches import Batches
 from jaxmd_thermal.training.data import Frame
-from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, factors_of
-from jaxmd_thermal.training.optimizers import Partition, adamw, averaged, chosen, rate
-from jaxmd_thermal.training.records import CoTraining
+from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, Stress, ThirdDerivatives, factors_of
+from jaxmd_thermal.training.optimizers import Partition, Ramp, adamw, averaged, chosen, rate
+from jaxmd_thermal.training.records import CoTraining, described
 from jaxmd_thermal.training.steps import Program, added
 
 TEACHER = LennardJones(0.0104, 3.40, 5.5, "switch", switch_start=4.0)
@@ -34,14 +36,14 @@ LOSSES = [EnergyPerAtom(1.0), Forces(1.0), HessianColumns(0.2)]
 
 @pytest.fixture(scope="module")
 def argon():
-    """Ten rattled cells with the teacher's labels, two columns of the Hessian for three of them."""
+    """Ten rattled cells with the teacher's labels, two columns of the Hessian for four of them, the last one included."""
     rng = np.random.default_rng(4)
     frames = []
     for i in range(10):
         atoms = bulk("Ar", "fcc", a=5.2 + 0.02 * i, cubic=True)
         atoms.positions += 0.08 * rng.standard_normal(atoms.positions.shape)
         said = evaluate(TEACHER, atoms)
-        columns = np.array([0, 7]) if i < 3 else None
+        columns = np.array([0, 7]) if i < 3 or i == 9 else None
         frames.append(Frame(
             atoms.numbers, atoms.positions, atoms.cell.array, energy=float(said["energy"]), forces=said["forces"],
             columns=columns, hessian=None if columns is None else hessian_columns(TEACHER, atoms, columns),
@@ -135,6 +137,65 @@ def test_kill_9(straight, tmp_path):
     assert float(found.sigma) == float(whole.potential.sigma) and float(found.epsilon) == float(whole.potential.epsilon)
 
 
+def test_time_counts_over_resumptions(argon, straight, tmp_path, monkeypatch):
+    """A clock that goes on by a second at every look: two budgets one after the other stop where they are used up."""
+    whole, co = straight
+    ticks = count()
+    monkeypatch.setattr(
+        sys.modules["jaxmd_thermal.training.fit"], "time", SimpleNamespace(monotonic=lambda: next(ticks))
+    )
+
+    def going_on(seconds):
+        return trained(argon, steps=12, co_training=co, out=tmp_path, checkpoint_every=5, max_seconds=seconds)
+
+    assert [(r.steps, r.stopped) for r in map(going_on, (3.5, 3.5, 6.5))] == [(4, "time"), (4, "time"), (7, "time")]
+    # A checkpoint of before this was kept says nothing of its time, which counts as none.
+    (meta,) = (tmp_path / "checkpoints" / f"{7:010d}").glob("meta.json")
+    said = json.loads(meta.read_text())
+    assert said.pop("seconds") == 7.0
+    meta.write_text(json.dumps(said))
+    assert (found := going_on(1.5)).steps == 9
+    rest = trained(argon, steps=12, co_training=co, out=tmp_path)
+    assert rest.stopped == "finished" and found.history == whole.history[: len(found.history)]
+    same_bits(whole, rest)
+
+
+def test_steps_of_co_training_are_reported(argon, straight):
+    """Each in a record of its own, in physical units: beside `evaluate` at weights that do not move."""
+    whole, co = straight
+    first = [r for r in whole.history if r["step"] == 1]
+    assert [r["kind"] for r in first] == ["train", "co-training", "co-training"]
+    assert set(first[1]) == {"kind", "step", "loss", "forces meV/Å"}
+    still = trained(argon, steps=3, optimizer=optax.set_to_zero(), co_training=replace(co, steps=1), validation=())
+    off = [np.abs(evaluate(START, f.system)["forces"] - f.forces) for f in co.frames]
+    # The network's own precision is float64, the smallest error 1e-3 eV/Å.
+    said = [e["forces meV/Å"] for _, e in still.errors("co-training")]
+    np.testing.assert_allclose(sorted(said), sorted(1e3 * x.mean() for x in off), rtol=1e-9)
+    huber = [0.5 * np.where(x <= 0.1, 0.5 * x**2, 0.1 * (x - 0.05)).mean() for x in off]
+    np.testing.assert_allclose(sorted(e["loss"] for _, e in still.errors("co-training")), sorted(huber), rtol=1e-9)
+
+
+def test_validations_compare_whatever_the_schedule_of_the_weights(argon):
+    """With a potential that does not move the loss stays: at what the term weighs in the last step."""
+    options = dict(precision="float64", validation=argon[8:], validate_every=1, buckets=1, batch_size=2)
+    found = fit(START, argon[:8], [Forces(Ramp(3.0, 0.5, 4))], optax.set_to_zero(), steps=4, **options)
+    losses = [e["loss"] for _, e in found.errors()]
+    # The running average of the same weights is rounded.
+    assert losses == pytest.approx([0.5e-3 * found.errors()[0][1]["forces meV/Å"]] * 4, rel=1e-9)
+    # The steps follow the schedule: the loss of each over its error is the weight there.
+    weights = [1e3 * e["loss"] / e["forces meV/Å"] for _, e in found.errors("train")]
+    np.testing.assert_allclose(weights, [3.0, 3.0 - 2.5 / 3, 0.5 + 2.5 / 3, 0.5], rtol=1e-9)
+
+
+def test_settings_tell_schedules_of_weights_apart():
+    """What a resumed training must share; the words of numbers are those that folders hold already."""
+    assert described(Forces(2.0), 9) == "forces mae 2.0"
+    assert described(Forces(0.5, "huber"), 9) == "forces huber 0.5 0.1"
+    one, same, other = (Forces(f) for f in (Ramp(1.0, 9.0, 9), lambda step: 1.0 + step, Ramp(1.0, 9.0, 9, "cosine")))
+    assert described(one, 9) == described(same, 9) == f"forces mae {[float(x) for x in range(1, 10)]}"
+    assert described(other, 9) != described(one, 9)
+
+
 def test_early_stopping_and_the_best_weights(argon):
     wild = trained(argon, epochs=50, optimizer=optax.adam(0.4), patience=2, validate_every=1, average=0.0)
     losses = [e["loss"] for _, e in wild.errors()]
@@ -170,10 +231,21 @@ def test_a_potential_that_training_has_spoilt_is_no_witness_of_units(argon):
     assert result.steps == 2 and float(result.last.epsilon) == pytest.approx(100 * float(START.epsilon))
 
 
+def test_terms_without_any_label_are_refused(argon):
+    """In every data set; they would be zero for any weights, and the first validation would be the best."""
+    for term in (Stress(), ThirdDerivatives()):
+        with pytest.raises(InputError, match=f"none of the 8 structures of data has the label '{term.label}'"):
+            fit(START, argon[:8], [Forces(), term], steps=1)
+    with pytest.raises(InputError, match="none of the 2 structures of validation has the label 'hessian'"):
+        trained(argon, steps=1, validation=argon[6:8])
+    with pytest.raises(InputError, match="none of the 1 structures of co_training has the label 'stress'"):
+        trained(argon, steps=1, co_training=CoTraining(argon[:1], [Forces(), Stress()]))
+
+
 def test_numbers_that_make_no_sense(argon):
     for options, word in (
         ({}, "steps"), ({"steps": 1, "epochs": 1}, "epochs"), ({"steps": 1, "precision": "float16"}, "float16"),
-        ({"steps": 1, "accumulate": 0}, "accumulate"),
+        ({"steps": 1, "accumulate": 0}, "accumulate"), ({"steps": 1, "patience": 2, "validation": ()}, "patience is 2"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
             trained(argon, **options)
@@ -221,12 +293,19 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-11)
 result = t.trained(frames, steps=2, devices=jax.devices())
 assert result.stopped == "finished"
+places = set()
+def look(progress):
+    places.update(d for x in jax.live_arrays() for d in x.devices())
+one = jax.devices()[1]
+gone = {{d for x in jax.live_arrays() for d in x.devices()}}
+t.trained(frames, steps=1, devices=[one], progress=look)
+assert one in places - gone, (places, gone)
 """
 
 
 @pytest.mark.slow
 def test_batches_shared_out_over_devices_are_one_large_batch():
-    """Eight frames in two batches on three devices: one of them has an empty batch."""
+    """Eight frames in two batches on three devices: one of them has an empty batch. One device alone is the one asked for."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "3"}
     program = SHARED_OUT.format(tests=os.path.dirname(__file__))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, env=environment)
@@ -277,3 +356,10 @@ def test_average_and_schedules():
     assert [float(up_and_down(s)) for s in (0, 5, 10, 60, 110)] == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1], abs=1e-6)
     with pytest.raises(InputError, match="more updates"):
         rate(1.0, "linear", steps=5, warmup=5)
+    for kind, values in (
+        ("linear", (2.0, 1.5, 1.0, 0.5, 0.0)),
+        ("cosine", (2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0)),
+    ):
+        ramp = Ramp(2.0, 0.0, 5, kind)
+        assert [ramp(s) for s in range(5)] == pytest.approx(values, abs=1e-12) and ramp(7) == 0.0
+    assert Ramp(1.0, 2.0, 1)(0) == 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,6 +262,41 @@ def test_labels_that_are_missing_count_for_nothing(case):
     assert EnergyPerAtom().count(batch) == 1 and Forces().count(batch) == 6 and HessianColumns().count(batch) == 12 * 12
     assert factors_of([Forces(3.0)], [batch, batch], 0) == {"forces": 0.25}
     assert factors_of([Forces(lambda step: 2.0 * step)], [batch], 3) == {"forces": 1.0}
+
+
+def test_a_cluster_without_a_cell_beside_a_crystal_with_a_stress():
+    """The gradient by the weights beside five-point finite differences; the cluster adds forces alone."""
+    potential = LennardJones(0.01, 3.4, 6.0, "switch", switch_start=5.0)
+    rng = np.random.default_rng(8)
+    crystal = bulk("Ar", "fcc", a=5.2, cubic=True)
+    apart = 3.8 * np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    frames = [
+        Frame(crystal.numbers, crystal.positions, crystal.cell.array, stress=1e-3 * rng.standard_normal((3, 3))),
+        Frame(np.full(3, 18), apart, np.zeros((3, 3)), (False,) * 3, forces=0.1 * rng.standard_normal((3, 3))),
+    ]
+    near = [neighborhood(f, potential.cutoff) for f in frames]
+    batch = union(frames, near, Shape(2, 7, sum(len(x.owner) for x in near), max(x.slots for x in near)))
+    losses = [Forces(0.5, "mse"), Stress(2e3, "mse")]
+    factors = factors_of(losses, [batch], 0)
+    names = frozenset(("forces", "stress"))
+
+    def gradient(p):
+        predicted = predictions(p, batch, names)
+        adjoint = jax.grad(lambda q: sum(factors[t.name] * t.sums(q, batch)[0] for t in losses))(predicted)
+        return jax.grad(lambda p: paired(p, batch, adjoint))(p)
+
+    with double_precision():
+        potential = jax.tree.map(np.asarray, potential)
+        both = jax.jit(jax.value_and_grad(lambda p: total_loss(p, batch, losses, factors)[0]))
+        slopes = [jax.jit(gradient)(potential), both(potential)[1]]
+        h = 1e-4
+
+        def at(t):
+            return float(both(replace(potential, sigma=np.asarray(3.4 + t)))[0])
+
+        numeric = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    # Five points leave h^4 of the fifth derivative, 1e-9 here.
+    assert [float(s.sigma) for s in slopes] == pytest.approx([numeric] * 2, rel=1e-7)
 
 
 def test_terms_refuse_nonsense():

@@ -75,6 +75,26 @@ def test_anisotropic_tensor():
     assert r.details["effective_components"] == pytest.approx(4 * 22**2 / 402, rel=0.1)
 
 
+def test_a_slab_conducts_in_its_plane_only():
+    """Across a slab the flux is the derivative of a bounded signal. In the plane 3 : 1, within 4 stated errors; the mean is
+    that of two directions, whichever way the plane lies (rounding: the pooled spectrum has no axes).
+    """
+    x = flux_of(replicas=4, scale=(3.0, 1.0, 1.0))
+    x[:, :, 2] = np.gradient(x[:, :, 2], axis=1)
+    r = green_kubo_from_flux(x, 4.0, VOLUME, TEMPERATURE, directions=[[30.0, 0, 0], [10.0, 25.0, 0]])
+    one = green_kubo_prefactor(VOLUME, TEMPERATURE) * 80.0
+    plane = np.ix_([0, 1], [0, 1])
+    assert np.all(np.abs(r.kappa[plane] - np.diag([3.0, 1.0]) * one) < 4 * r.stderr[plane])
+    assert r.isotropic == pytest.approx(np.trace(r.kappa[plane]) / 2, rel=1e-12)
+    assert np.isnan(r.kappa).sum() == np.isnan(r.stderr).sum() == 5 and "mean over x and y" in r.verdict.text
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
+    turned = green_kubo_from_flux(x @ turn, 4.0, VOLUME, TEMPERATURE, directions=turn[:2])
+    assert turned.isotropic == pytest.approx(r.isotropic, rel=1e-9)
+    assert turned.isotropic_stderr == pytest.approx(r.isotropic_stderr, rel=1e-9)
+    wire = green_kubo_from_flux(x @ turn, 4.0, VOLUME, TEMPERATURE, directions=turn[:1])
+    assert abs(wire.isotropic - 3.0 * one) < 4 * wire.isotropic_stderr
+
+
 def test_short_series_is_not_converged():
     r = green_kubo_from_flux(flux_of(frames=600, replicas=1), 4.0, VOLUME, TEMPERATURE, expected_runtime=1800.0)
     assert not r.verdict.converged

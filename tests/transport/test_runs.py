@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from ase.build import bulk
+from scipy.signal import lfilter
 
 from jaxmd_thermal import evaluate, green_kubo, hnemd
 from jaxmd_thermal.errors import InputError, UnstableError, UnsupportedError
@@ -16,8 +17,22 @@ from jaxmd_thermal.observables.correlator import MultipleTauCorrelator
 from jaxmd_thermal.potentials import LennardJones, Potential
 from jaxmd_thermal.system import System
 from jaxmd_thermal.transport.hnemd import hnemd_from_flux
+from jaxmd_thermal.transport.results import ConductivityResult, Verdict
 from jaxmd_thermal.units import hnemd_prefactor
 
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Untouched(Potential):
+    """What is refused must be refused before the first evaluation."""
+
+    cutoff = 5.0
+
+    def atomic_energies(self, graph):
+        raise AssertionError("must not be evaluated")
+
+
+UNTOUCHED = Untouched()
 POTENTIAL = LennardJones(0.01042, 3.405, 6.0, "switch", 5.0)
 SHORT = {"timestep": 4.0, "steps": 600, "equilibration_steps": 90, "sample_every": 3, "seed": 2, "skin": 0.5}
 
@@ -96,17 +111,29 @@ def test_reduced_flux_differs_by_a_bounded_derivative(argon):
 
 
 @pytest.mark.slow
-def test_driven_run_measures_the_drive(argon):
-    """A strong field and few steps: the flux follows the field, and the spectrum integrates to the potential part."""
+def test_driven_run_measures_the_drive(argon, tmp_path):
+    """A strong field and few steps: the flux follows the field, and the spectrum integrates to the potential part.
+
+    K(0) is the mean of the potential flux over all samples, as stored: sums in another order, 1e-9.
+    """
+    import h5py
+
     result = hnemd(
-        POTENTIAL, argon, 50.0, driving_force=[[0.02, 0, 0], [0, 0.02, 0], [0, 0, 0.02]], spectral_lags=20, **SHORT
-    )
+        POTENTIAL, argon, 50.0, driving_force=[[0.02, 0, 0], [0, 0.02, 0], [0, 0, 0.02]], spectral_lags=20, out=tmp_path,
+        **SHORT,
+    )  # fmt: skip
     assert np.all(np.isfinite(result.kappa))
     assert result.isotropic == pytest.approx(np.trace(result.kappa) / 3, rel=1e-9)
     assert result.isotropic > 0
+    with h5py.File(tmp_path / "run.h5") as h5:
+        scale = hnemd_prefactor(result.volume, result.mean_temperature) / 0.02
+        potential, convective = (
+            scale * np.trace(h5[f"flux/{part}"][()].mean(axis=0)) / 3 for part in ("potential", "convective")
+        )
     potential_part = result.details["spectral"]["integral"]
-    # K(0) is the potential flux itself; the convective part is what is left (few percent in a crystal).
-    assert potential_part == pytest.approx(result.isotropic, rel=0.15)
+    assert potential_part == pytest.approx(potential, rel=1e-9)
+    # The convective part is what is left (few percent in a crystal).
+    assert potential_part == pytest.approx(potential + convective, rel=0.15)
     one = hnemd(POTENTIAL, argon, 50.0, driving_force=[0.02, 0, 0], **SHORT)
     assert np.all(np.isfinite(one.kappa[:, 0])) and np.all(np.isnan(one.kappa[:, 1:]))
 
@@ -132,6 +159,84 @@ def test_hnemd_notices_a_field_beyond_the_linear_regime():
     found = hnemd_from_flux(mean[:, None, None] + noise, fields, 1000.0, 300.0)
     assert not found["converged"] and "linear regime" in found["text"]
     assert found["isotropic_stderr"] > 0.1, "the error covers the disagreement"
+
+
+def driven_flux(kappa, fields, frames, tau, noise=1e-3, replicas=4, seed=3):
+    """(fields, replicas, frames, 3): the mean rises as 1 - exp(-t/tau), as of a system whose correlation is exp(-t/tau)."""
+    rng = np.random.default_rng(seed)
+    rise = 1.0 - np.exp(-np.arange(1, frames + 1) / tau)
+    mean = fields[:, None, None] * np.reshape(kappa, (-1, 1, 1, 1)) * rise[:, None] / hnemd_prefactor(1000.0, 300.0)
+    phi = np.exp(-1.0 / tau)
+    white = np.sqrt(1.0 - phi**2) * rng.normal(size=(len(fields), replicas, frames, 3))
+    return mean + noise * np.abs(mean).max() * lfilter([1.0], [1.0, -phi], white, axis=2)
+
+
+X = np.array([[1e-3, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("lengths", [10, 60])
+def test_the_onset_of_the_response_is_left_out(lengths):
+    """80 ps of tau = 8 ps: a mean of all frames is 10 % low (tau/T); what remains after twice the cutoff is below 1 %."""
+    flux = driven_flux(0.4, X, 400 * lengths, 400.0)
+    found = hnemd_from_flux(flux, X, 1000.0, 300.0, timestep=20.0)
+    start = found["details"]["discarded_frames"]
+    assert found["isotropic"] == pytest.approx(0.4, rel=0.01) and 400 < start <= 200 * lengths
+    assert found["converged"] == (lengths == 60)
+    assert ("correlation times long" in found["text"]) == (lengths == 10)
+    running = found["details"]["running_kappa"][0]
+    expected = flux[0, :, start:, 0].mean() * hnemd_prefactor(1000.0, 300.0) / 1e-3
+    assert found["details"]["running_frames"][0] > start and running[-1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_negative_conductivity_is_not_converged():
+    found = hnemd_from_flux(driven_flux(-0.39, X, 20000, 20.0), X, 1000.0, 300.0)
+    assert not found["converged"] and "kappa = -0.39 W/(m K) is not positive" in found["text"]
+
+
+@pytest.mark.parametrize("sigmas, linear", [(2.9, True), (3.1, False)])
+def test_forces_disagree_beyond_three_combined_errors(sigmas, linear):
+    """Chi-square of two values is the square of their distance in combined errors; p = 0.0027 is 3 of them."""
+    fields = np.array([[1e-3, 0, 0], [2e-3, 0, 0]])
+    flux = driven_flux([1.0, 1.0], fields, 4000, 5.0, noise=0.5)
+    before = hnemd_from_flux(flux, fields, 1000.0, 300.0)["details"]
+    gap = sigmas * np.hypot(*before["kappa_along_force_stderr"])
+    # A constant changes the mean and no error.
+    shift = gap - np.diff(before["kappa_along_force"])[0]
+    flux[1, :, :, 0] += shift * 2e-3 / hnemd_prefactor(1000.0, 300.0)
+    found = hnemd_from_flux(flux, fields, 1000.0, 300.0)
+    assert np.diff(found["details"]["kappa_along_force"])[0] == pytest.approx(gap, rel=1e-9)
+    assert found["converged"] == linear == ("linear regime" not in found["text"])
+
+
+def test_a_driven_slab():
+    """A plane of x and y + z: the forces along both give both conductivities; across them nothing is known."""
+    b = np.array([0.0, 1.0, 1.0]) / np.sqrt(2.0)
+    axes = np.array([[1.0, 0, 0], b])
+    kappa = axes.T @ np.diag([2.0, 1.0]) @ axes
+    fields = 1e-3 * axes
+    mean = fields @ kappa.T / hnemd_prefactor(1000.0, 300.0)
+    noise = 1e-2 * np.abs(mean).max() * np.random.default_rng(5).normal(size=(2, 4, 400, 3))
+    directions = [[12.0, 0, 0], [3.0, 7.0, 7.0]]
+    found = hnemd_from_flux(mean[:, None, None] + noise, fields, 1000.0, 300.0, directions=directions)
+    assert abs(found["isotropic"] - 1.5) < 4 * found["isotropic_stderr"] < 0.05
+    assert abs(found["kappa"][0, 0] - 2.0) < 4 * found["stderr"][0, 0] and np.isnan(found["kappa"]).sum() == 8
+    assert "mean over x and [0.0, 0.707, 0.707]" in found["text"]
+
+
+def test_the_plot_of_a_driven_run_shows_its_running_means():
+    fields = np.array([[1e-3, 0, 0], [2e-3, 0, 0]])
+    found = hnemd_from_flux(driven_flux([0.4, 0.4], fields, 400, 2.0), fields, 1000.0, 300.0, timestep=20.0)
+    result = ConductivityResult(
+        "hnemd", 300.0, found["kappa"], found["stderr"], found["isotropic"], found["isotropic_stderr"],
+        Verdict(found["converged"], found["text"]), 1000.0, details=found["details"],
+    )  # fmt: skip
+    (axis,) = result.plot().axes
+    curves = [line for line in axis.lines if len(line.get_xdata()) > 100]
+    assert len(curves) == 2 and curves[0].get_xdata()[-1] == pytest.approx(400 * 20e-3)
+    for curve, value in zip(curves, found["details"]["kappa_along_force"]):
+        assert curve.get_ydata()[-1] == pytest.approx(value, rel=1e-12)
+    band = axis.patches[0].get_bbox()
+    assert band.ymax - band.ymin == pytest.approx(2 * found["isotropic_stderr"], rel=1e-9)
 
 
 def test_a_field_that_heats_stops_the_run(argon):
@@ -164,11 +269,36 @@ def test_a_drifting_energy_is_in_the_verdict(argon):
         ({"equilibration_steps": -1}, "equilibration_steps is -1"),
         ({"thickness": 3.0}, "periodic in two directions"),
         ({"thickness": 3.0, "volume": 9.0}, "state one of them"),
+        ({"sample_every": 0}, "sample_every is 0"),
+        ({"steps": 100, "sample_every": 4}, "25 samples of the flux; at least 64 are needed: run 256 steps"),
+        ({"frequency_cutoff": 0.01}, "200 frames in blocks of 4167 leave 0 samples"),
     ],
 )
-def test_bad_arguments_are_named(argon, change, message):
+def test_bad_arguments_are_named_before_anything_runs(argon, change, message):
     with pytest.raises(InputError, match=message):
-        green_kubo(POTENTIAL, argon, **{"temperature": 50.0, **SHORT, **change})
+        green_kubo(UNTOUCHED, argon, **{"temperature": 50.0, **SHORT, **change})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 50}, "17 samples of the flux; at least 64"),
+        ({"spectral_lags": 200}, r"spectral_lags is 200, but the run has 200 samples"),
+        ({"driving_force": [0.01, 0, 0.001]}, r"part of 0.001 1/Å across .* drive along x and y only"),
+    ],
+)
+def test_a_driven_run_that_cannot_end_is_refused_before(argon, change, message):
+    slab = argon.copy()
+    slab.pbc = (True, True, False)
+    with pytest.raises(InputError, match=message):
+        hnemd(UNTOUCHED, slab, 50.0, **{"driving_force": [0.01, 0, 0], "thickness": 16.0, **SHORT, **change})
+
+
+def test_a_cluster_has_no_conductivity(argon):
+    cluster = argon.copy()
+    cluster.pbc = False
+    with pytest.raises(InputError, match="no direction along which heat could flow"):
+        green_kubo(UNTOUCHED, cluster, 50.0, volume=1e4, **SHORT)
 
 
 @pytest.mark.slow
@@ -179,6 +309,8 @@ def test_a_slab_needs_a_thickness(argon):
         green_kubo(POTENTIAL, slab, 50.0, **SHORT)
     result = green_kubo(POTENTIAL, slab, 20.0, thickness=16.0, **SHORT)
     assert result.volume == pytest.approx(16.0 * argon.cell[0, 0] * argon.cell[1, 1])
+    assert result.isotropic == pytest.approx((result.kappa[0, 0] + result.kappa[1, 1]) / 2, rel=1e-12)
+    assert np.isnan(result.kappa[2]).all() and np.isnan(result.kappa[:, 2]).all()
 
 
 @pytest.mark.parametrize("field", [[0, 0, 0], [1.0, 2.0], "x", [np.nan, 0, 0]])
@@ -190,12 +322,8 @@ def test_bad_fields_are_named(argon, field):
 def test_long_range_terms_are_refused(argon):
     @jax.tree_util.register_dataclass
     @dataclass(frozen=True)
-    class Ewald(Potential):
-        cutoff = 5.0
+    class Ewald(Untouched):
         long_range = True
-
-        def atomic_energies(self, graph):
-            raise AssertionError("must not be evaluated")
 
     for function, extra in ((green_kubo, {}), (hnemd, {"driving_force": [1e-3, 0, 0]})):
         with pytest.raises(UnsupportedError, match="Ewald has long-range"):
