@@ -208,3 +208,13 @@ def test_readme_makefile_and_ci_agree(root):
 def test_version_agrees(root):
     assert f"version: {jaxmd_thermal.__version__}" in (root / "CITATION.cff").read_text()
     assert f"## {jaxmd_thermal.__version__}" in (root / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("module", ["commands", "lattice"])
+def test_the_compiler_is_quiet_before_jax_is_imported(module):
+    """Afterwards its log could not be hidden, and warnings about cached programs would drown the progress of a run."""
+    code = (
+        f"import sys; import jaxmd_thermal.cli.{module} as m; "
+        "m.quiet_compiler = lambda: sys.exit(40 + ('jax' in sys.modules)); m.run('phonons', {}, None)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 40

@@ -36,11 +36,11 @@ CUBIC = 195
 
 def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool = False, show: bool = True) -> int:
     """`phonons` and `wigner`: check everything, compute what is not there yet, write, report. Returns the exit code."""
+    quiet_compiler()
     from jaxmd_thermal.lattice import symmetry
     from jaxmd_thermal.lattice.grid import make_grid
     from jaxmd_thermal.lattice.isotopes import mass_variances
 
-    quiet_compiler()
     settings = settings_for(verb, typed, config)
     source = source_of(verb, settings)
     mesh = settings.mesh or default_mesh(source)
