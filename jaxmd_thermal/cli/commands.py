@@ -119,6 +119,7 @@ def _call(function: Callable, potential: Any, atoms: Any, **options: Any) -> Any
 
 
 def directory(verb: str, settings: Any) -> Path:
+    """`--out`, or a folder under `runs` named after structure and verb."""
     if settings.out:
         return Path(settings.out)
     stem = Path(str(settings.structure)).stem
@@ -350,6 +351,7 @@ def report(directory: str) -> int:
 
 
 def show_conductivities(results: list[Any], out: Path) -> None:
+    """Table of the conductivities, and where the report is."""
     from jaxmd_thermal.cli.progress import announce, summary
 
     if results:

@@ -34,6 +34,7 @@ def read_force_sets(
 
 
 def has_forces(dataset: Any) -> bool:
+    """Whether every displacement of a set (type 1 or 2; None: no set) has forces."""
     if not dataset:
         return False
     if "displacements" in dataset:

@@ -20,7 +20,7 @@ from jaxmd_thermal.lattice.geometry import ForceSets, Geometry
 from jaxmd_thermal.lattice.plans import (
     finite_displacements,
     included_pairs,
-    rotations_and_permutations,
+    operations_and_images,
     second_plan,
     third_plan,
     with_forces,
@@ -196,10 +196,10 @@ def _estimate(
     if snapshots is not None:
         evaluations2, evaluations3 = 2 * snapshots * (not _one_supercell(geometry)), 2 * snapshots * (n3 > 0)
     elif displacement is None:
-        evaluations2 = 3 * len(distinct_atoms(*rotations_and_permutations(second)))
+        evaluations2 = 3 * len(distinct_atoms(*operations_and_images(second)))
         if n3:
             third = symmetry.phonopy_object(geometry, 3)
-            evaluations3 = len(_third_columns(*rotations_and_permutations(third), third.primitive.cell, pair_cutoff))
+            evaluations3 = len(_third_columns(*operations_and_images(third), third.primitive.cell, pair_cutoff))
     else:
         second.generate_displacements(distance=displacement)
         evaluations2 = len(second.displacements)
@@ -342,7 +342,7 @@ def refuse_too_large(geometry: Geometry) -> None:
 
 def _fc2_by_ad(potential: Potential, geometry: Geometry, dtype: str) -> np.ndarray:
     phonopy = symmetry.phonopy_object(geometry)
-    operations, images = rotations_and_permutations(phonopy)
+    operations, images = operations_and_images(phonopy)
     distinct = distinct_atoms(operations, images)
     columns = [3 * atom + axis for atom in distinct for axis in range(3)]
     found = hessian_columns(potential, symmetry.system_of(phonopy.supercell), columns, dtype)
@@ -363,7 +363,7 @@ def _third_columns(operations, images, lattice, pair_cutoff: float | None) -> li
 
 def _fc3_by_ad(potential: Potential, geometry: Geometry, pair_cutoff, batch_size, dtype: str, progress) -> np.ndarray:
     phonopy = symmetry.phonopy_object(geometry, 3)
-    operations, images = rotations_and_permutations(phonopy)
+    operations, images = operations_and_images(phonopy)
     columns = _third_columns(operations, images, phonopy.primitive.cell, pair_cutoff)
     found = third_derivatives(potential, symmetry.system_of(phonopy.supercell), columns, batch_size, dtype, progress)
     rows: dict[tuple[int, int], np.ndarray] = {}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxmd_thermal.lattice import symmetry
-from jaxmd_thermal.lattice.geometry import Geometry
+from jaxmd_thermal.lattice.crystal import Images
+from jaxmd_thermal.lattice.geometry import Geometry, Operations
 from jaxmd_thermal.lattice.solver import SecondOrder, ThirdOrder, second_order, third_order
 
 
@@ -18,8 +19,9 @@ def second_order_plan(geometry: Geometry, distance: float) -> SecondOrder:
 
 
 def second_plan(geometry: Geometry, dataset: Mapping[str, Any]) -> SecondOrder:
+    """How forces of given displacements, in phonopy's form, become fc2."""
     atoms = [(a["number"], a["displacement"]) for a in dataset["first_atoms"]]
-    return second_order(atoms, *rotations_and_permutations(symmetry.phonopy_object(geometry)))
+    return second_order(atoms, *operations_and_images(symmetry.phonopy_object(geometry)))
 
 
 def third_order_plan(geometry: Geometry, distance: float, pair_cutoff: float | None = None) -> ThirdOrder:
@@ -28,11 +30,12 @@ def third_order_plan(geometry: Geometry, distance: float, pair_cutoff: float | N
 
 
 def third_plan(geometry: Geometry, dataset: Mapping[str, Any]) -> ThirdOrder:
+    """How forces of given single and pair displacements, in phono3py's form, become fc3."""
     atoms = [
         (a["number"], a["displacement"], [(b["number"], b["displacement"]) for b in included_pairs(a)])
         for a in dataset["first_atoms"]
     ]
-    return third_order(atoms, *rotations_and_permutations(symmetry.phonopy_object(geometry, 3)))
+    return third_order(atoms, *operations_and_images(symmetry.phonopy_object(geometry, 3)))
 
 
 def finite_displacements(
@@ -69,5 +72,6 @@ def with_forces(dataset: Mapping[str, Any], forces: np.ndarray) -> Mapping[str, 
     return dict(dataset) | {"first_atoms": out}
 
 
-def rotations_and_permutations(phonopy: Any):
+def operations_and_images(phonopy: Any) -> tuple[Operations, Images]:
+    """Space group and shortest vectors of phonopy's supercell, which every plan needs."""
     return symmetry.operations_of(phonopy), symmetry.images_of(phonopy.primitive, phonopy.supercell)
