@@ -276,8 +276,9 @@ def available_memory() -> float:
     try:
         with open("/proc/meminfo") as file:
             facts = dict(line.split(":", 1) for line in file)
+        free, whole = (1024.0 * int(facts[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
         # With what the cache of files would give back; swap, and what this process has already, are not in it.
-        return 1024.0 * int(facts["MemAvailable"].split()[0]) + 2e9
+        return min(free + 2e9, whole)
     except (OSError, KeyError, ValueError):
         known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if known else float("inf")

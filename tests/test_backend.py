@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -135,3 +136,8 @@ def test_output_directory_that_cannot_be_made(tmp_path):
 def test_versions():
     found = _backend.versions()
     assert {"jaxmd_thermal", "python", "jax", "jaxlib", "numpy", "backend", "device"} == set(found)
+
+
+def test_free_memory_is_not_more_than_there_is():
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < _backend.available_memory() <= whole

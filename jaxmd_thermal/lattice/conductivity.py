@@ -123,7 +123,7 @@ def thermal_conductivity(
         eigenvectors inside degenerate blocks (0.1 to 0.3 % of kappa); with this they do not.
       dtype: of the strengths |V|^2, "float64" or "float32"; all the rest is in double precision. Single precision changed
         kappa of Si, NaCl and wurtzite AlN by less than 1e-6, any linewidth by less than 1e-5, and took 0.5 to 0.9 of the time.
-      memory: GiB that may be used; None: what the device has free.
+      memory: GiB that may be used; None: four fifths of what the device has free.
 
     Raises:
       InputError: force constants without third order, a mesh, temperature or option out of range.

@@ -76,10 +76,10 @@ def prepare(force_constants: ForceConstants, mesh, temperatures=(300.0,), method
 def refuse_too_large(
     force_constants: ForceConstants, mesh, temperatures: int = 1, memory: float | None = None, method: str = "wigner"
 ) -> None:
-    """Raise CapacityError if the estimate exceeds `memory` (GiB; None: what the device has free). Values of the force
-    constants are not looked at, so that this can be asked before they are computed."""
+    """Raise CapacityError if the estimate exceeds `memory` (GiB; None: four fifths of what the device has free).
+    Values of the force constants are not looked at, so that this can be asked before they are computed."""
     estimated = estimated_bytes(force_constants, mesh, temperatures, method)
-    limit = available_memory() if memory is None else memory * 2**30
+    limit = 0.8 * available_memory() if memory is None else memory * 2**30
     if estimated > limit:
         raise CapacityError(
             f"mesh {tuple(int(m) for m in mesh)} needs about {estimated / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB may be "
