@@ -1,4 +1,4 @@
-"""The one place that knows JAX's configuration, its broken releases and jax_md.
+"""The one place that knows JAX's configuration and its broken releases.
 
 Nothing here runs at import. `check_toolchain` runs once per process at the first computation, because a wrong
 compiler must be refused before it produces numbers that look plausible.
@@ -7,18 +7,14 @@ compiler must be refused before it produces numbers that look plausible.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import os
 import platform
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError, OutputError, ToolchainError
+from .errors import OutputError, ToolchainError
 
 EXCLUDED_JAX = {
     "0.10.2": "wrong results on CPU (jax-ml/jax#39103)",
@@ -215,38 +211,6 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError:  # the backend is up already
         pass
-
-
-def jax_md_module(name: str) -> ModuleType:
-    """A submodule of jax_md (`"space"`, `"simulate"`, ...) without running `jax_md/__init__.py`.
-
-    That file compiles constants of rigid bodies for seconds and initialises the device. A stand-in for the parent
-    package is registered only while the submodule loads, so that a later `import jax_md` of the user gets the real one.
-
-    Raises:
-      InputError: jax_md has no such submodule.
-    """
-    full = f"jax_md.{name}"
-    if full in sys.modules:
-        return sys.modules[full]
-    if "jax_md" in sys.modules:
-        return importlib.import_module(full)
-    spec = importlib.util.find_spec("jax_md")
-    if spec is None or spec.submodule_search_locations is None:
-        raise InputError("jax-md is not installed; pip install 'jax-md>=0.2.29'")
-    parent = ModuleType("jax_md")
-    parent.__path__ = list(spec.submodule_search_locations)
-    parent.__spec__ = spec
-    sys.modules["jax_md"] = parent
-    try:
-        return importlib.import_module(full)
-    except ModuleNotFoundError as error:
-        if error.name != full:
-            raise
-        raise InputError(f"jax_md has no submodule '{name}'") from None
-    finally:
-        if sys.modules.get("jax_md") is parent:
-            del sys.modules["jax_md"]
 
 
 def writable_directory(path: str | Path) -> Path:

@@ -1,16 +1,14 @@
-"""The door to JAX: precision is local, a compiler that computes wrong numbers is refused, jax_md loads quietly."""
+"""The door to JAX: precision is local, a compiler that computes wrong numbers is refused."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from jaxmd_thermal import _backend
-from jaxmd_thermal.errors import InputError, OutputError, ToolchainError
+from jaxmd_thermal.errors import OutputError, ToolchainError
 
 
 @pytest.fixture(autouse=True)
@@ -85,25 +83,6 @@ def test_double_precision_is_local():
     with _backend.double_precision():
         assert jnp.asarray(1.0).dtype == jnp.float64
     assert jnp.asarray(1.0).dtype == before and jax.config.jax_enable_x64 == setting
-
-
-def test_jax_md_without_its_import_costs():
-    code = (
-        "import sys\n"
-        "from jaxmd_thermal._backend import jax_md_module\n"
-        "simulate = jax_md_module('simulate')\n"
-        "assert jax_md_module('simulate') is simulate and simulate.nvt_nose_hoover\n"
-        "assert 'jax_md' not in sys.modules\n"
-        "import jax._src.xla_bridge as bridge\n"
-        "assert not bridge.backends_are_initialized(), 'the device was touched'\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-
-
-def test_unknown_jax_md_module():
-    with pytest.raises(InputError, match="no_such_thing"):
-        _backend.jax_md_module("no_such_thing")
 
 
 def test_compilation_cache(monkeypatch, tmp_path):

@@ -108,6 +108,10 @@ def fake_green_kubo(monkeypatch):
         ([*GREEN_KUBO, "--config", "no.toml"], r"no configuration file 'no.toml'"),
         (["green-kubo", "argon", "--flux", "x.dat"], r"--flux replaces the structure"),
         (["green-kubo", "--flux", "x.dat"], r"x\.dat"),
+        (
+            [*GREEN_KUBO, "--flux-periodic", "xy"],
+            r"--flux-periodic is 'xy': it describes the series of --flux, which is not",
+        ),
     ],
 )
 def test_errors_are_one_line_with_exit_code_2(arguments, message, capsys, in_folder):
@@ -382,6 +386,22 @@ def test_flux_of_another_code(in_folder):
     assert call("green-kubo", "--flux", "o/run.h5", "--out", "again") == 0
     again = json.loads((in_folder / "again" / "results.json").read_text())
     assert again["results"][0]["thermal_conductivity_W_mK"] == document["results"][0]["thermal_conductivity_W_mK"]
+
+
+def test_flux_of_a_slab(in_folder, capsys):
+    """Its conductivity is the mean along the periodic axes; the third would add a zero."""
+    flux = noise_flux(1, 6000)[0]
+    command = ["green-kubo", "--flux", "j.npz", "--temperature", "300", "--volume", "20000", "--out", "o"]
+    np.savez("j.npz", flux=flux * [1.0, 0.0, 1.0], timestep=2.0)
+    assert call(*command) == 2
+    assert "--flux-periodic" in capsys.readouterr().err
+    assert call(*command, "--flux-periodic", "xz") == 0
+    entry = json.loads((in_folder / "o" / "results.json").read_text())["results"][0]
+    expected = jaxmd_thermal.green_kubo_from_flux(flux[None], 2.0, 20000.0, 300.0, directions=[[1, 0, 0], [0, 0, 1]])
+    assert entry["thermal_conductivity_W_mK"]["isotropic"] == pytest.approx(expected.isotropic, rel=1e-12)
+    assert entry["thermal_conductivity_W_mK"]["tensor"][1] == [None] * 3
+    assert call(*command[:-1], "p", "--flux-periodic", "a") == 2
+    assert "'xyz', 'xy'" in capsys.readouterr().err
 
 
 def test_flux_without_volume(in_folder, capsys):

@@ -47,6 +47,9 @@ def green_kubo(
         Parameter(help="Heat flux series instead of a structure: LAMMPS, GPUMD, run.h5; repeat the flag for replicas."),
     ] = None,
     flux_units: Annotated[str | None, Parameter(help="metal, real, gpumd or internal (eV Å/fs).")] = None,
+    flux_periodic: Annotated[
+        str | None, Parameter(help="Axes along which the system of --flux is periodic: xy for a slab [default: xyz].")
+    ] = None,
     dry_run: DryRun = False,
     config: Config = None,
     debug: Debug = False,
@@ -55,7 +58,7 @@ def green_kubo(
     from jaxmd_thermal.cli import commands
 
     typed = typed_flags(dynamics, structure=structure, potential=potential, sizes=as_tuple(sizes), flux=as_tuple(flux))
-    typed["flux_units"] = flux_units
+    typed |= {"flux_units": flux_units, "flux_periodic": flux_periodic}
     return commands.run("green-kubo", typed, config, dry_run=dry_run)
 
 

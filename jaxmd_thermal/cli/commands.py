@@ -271,10 +271,13 @@ def _from_flux(settings: Any) -> int:
     given = {k: v for k, v in settings.model_dump(mode="json").items() if k in typed}
     frames = series.flux.shape[1]
     facts = {"flux": list(settings.flux), "timestep": series.timestep, "volume": series.volume,
-             "temperature": series.temperature, "frames": frames, "replicas": len(series.flux)}  # fmt: skip
+             "temperature": series.temperature, "frames": frames, "replicas": len(series.flux),
+             "periodic": settings.flux_periodic}  # fmt: skip
+    along = [["xyz".index(axis) == k for k in range(3)] for axis in settings.flux_periodic]
     result = green_kubo_from_flux(
-        series.flux, series.timestep, series.volume, series.temperature, settings=facts, versions=versions()
-    )
+        series.flux, series.timestep, series.volume, series.temperature, directions=along, settings=facts,
+        versions=versions(),
+    )  # fmt: skip
     remember(out, "green-kubo", settings, plain=given)
     write_flux(out / "run.h5", series.flux, series.timestep, series.volume, series.temperature)
     save(result, out, facts)

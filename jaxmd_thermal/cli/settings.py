@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from jaxmd_thermal.errors import InputError, nearest
 
@@ -60,11 +60,19 @@ class GreenKuboSettings(ConductivitySettings):
     sizes: tuple[Repeats, ...] = ()
     flux: tuple[str, ...] = ()
     flux_units: Literal["metal", "real", "gpumd", "internal"] | None = None
+    flux_periodic: Literal["xyz", "xy", "xz", "yz", "x", "y", "z"] = "xyz"
 
     @field_validator("flux", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("flux_units", "flux_periodic")
+    @classmethod
+    def _of_a_series(cls, value: Any, others: ValidationInfo) -> Any:
+        if not others.data.get("flux"):
+            raise ValueError("it describes the series of --flux, which is not given")
+        return value
 
 
 class HnemdSettings(ConductivitySettings):

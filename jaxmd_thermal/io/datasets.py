@@ -198,7 +198,7 @@ def _at_rest(fc: ForceConstants, order: int, name: str, source: str, at_rest: bo
     assert fc.geometry is not None
     images = fc.images2 if order == 2 else fc.images3
     assert images is not None
-    system = symmetry.system_of(symmetry.phonopy_object(fc.geometry, order).supercell)
+    system = symmetry.system_of(symmetry.cells_of(fc.geometry, order)[1])
     rows = np.asarray(images.primitive_rows)
     columns = (3 * rows[:, None] + np.arange(3)).ravel()
     hessian = third = None

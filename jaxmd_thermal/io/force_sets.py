@@ -17,10 +17,10 @@ def read_force_sets(
     file: Path, folder: Path | None, data: Any, third: bool, geometry: Geometry, units: Any, need2: bool
 ) -> ForceSets:
     """The force sets of a file or folder; second order of phono3py's files only where `need2`."""
-    n2 = len(symmetry.phonopy_object(geometry).supercell)
+    n2 = len(symmetry.cells_of(geometry)[1])
     if not third:
         return ForceSets(read_sets(file, folder, "FORCE_SETS", data.dataset, n2, units))
-    n3 = len(symmetry.phonopy_object(geometry, 3).supercell)
+    n3 = len(symmetry.cells_of(geometry, 3)[1])
     pairs = read_sets(file, folder, "FORCES_FC3", data.dataset, n3, units)
     own = getattr(data, "phonon_dataset", None)
     if need2 and ((folder is not None and (folder / "FORCES_FC2").exists()) or has_forces(own)):

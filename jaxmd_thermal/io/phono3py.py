@@ -81,7 +81,7 @@ def read_displaced(path: str | Path) -> tuple[System, np.ndarray, np.ndarray]:
     third, data = _parsed(file)
     units = _units(file, data)
     geometry = _geometry(file, data, third, units)
-    supercell = symmetry.system_of(symmetry.phonopy_object(geometry, 3 if third else 2).supercell)
+    supercell = symmetry.system_of(symmetry.cells_of(geometry, 3 if third else 2)[1])
     sets = read_sets(file, folder, "FORCES_FC3" if third else "FORCE_SETS", data.dataset, supercell.n_atoms, units)
     if "displacements" in sets:
         return supercell, np.array(sets["displacements"], float), np.array(sets["forces"], float)
@@ -252,7 +252,7 @@ def _geometry(path: Path, data: Any, third: bool, units: Any) -> Geometry:
     if primitive is None:
         primitive = np.eye(3)  # what phonopy meant when it wrote none
     if isinstance(primitive, str):
-        primitive = symmetry.phonopy_of(unit, matrix, primitive).primitive_matrix
+        primitive = symmetry.phonopy_of(unit, np.eye(3, dtype=int), primitive, searched=False).primitive_matrix
     symprec = float(getattr(data, "symprec", None) or symmetry.SYMPREC)
     return Geometry(unit, np.array(primitive, float), second, matrix if third else None, symprec)
 
@@ -276,9 +276,9 @@ def _check_nac(path: Path, nac: Any, n_prim: int, third: bool, units: Any) -> No
 def _born(path: Path, geometry: Geometry) -> Any:
     from phonopy.file_IO import parse_BORN
 
-    phonopy = symmetry.phonopy_object(geometry)
+    primitive, _ = symmetry.cells_of(geometry)
     try:
-        return parse_BORN(phonopy.primitive, symprec=geometry.symprec, filename=str(path))
+        return parse_BORN(primitive, symprec=geometry.symprec, filename=str(path))
     except Exception as error:  # whatever the parser stumbles over
         raise InputError(
             f"'{path}' is not a BORN file of this crystal ({error}): the dielectric tensor (9 numbers) and one line of 9 "
@@ -330,11 +330,11 @@ def _dataset(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, str | None
 
 def _compact(values: np.ndarray, geometry: Geometry, order: int, what: str) -> np.ndarray:
     """The compact layout of a compact or full array."""
-    phonopy = symmetry.phonopy_object(geometry, order)
-    n_prim, n_super = len(phonopy.primitive), len(phonopy.supercell)
+    primitive, supercell = symmetry.cells_of(geometry, order)
+    n_prim, n_super = len(primitive), len(supercell)
     tail = (n_super,) * (order - 1) + (3,) * order
     if values.shape == (n_super, *tail):
-        values = values[np.asarray(phonopy.primitive.p2s_map)]
+        values = values[np.asarray(primitive.p2s_map)]
     if values.shape != (n_prim, *tail):
         raise InputError(
             f"{what} has the shape {values.shape}; the cell has {n_prim} primitive and {n_super} supercell atoms, so "

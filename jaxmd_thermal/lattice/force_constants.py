@@ -18,11 +18,10 @@ from jaxmd_thermal.lattice.crystal import Crystal, Images
 from jaxmd_thermal.lattice.displaced import check_batch, displaced_forces, third_derivatives
 from jaxmd_thermal.lattice.geometry import ForceSets, Geometry
 from jaxmd_thermal.lattice.plans import (
+    displacement_plan,
     finite_displacements,
     included_pairs,
     operations_and_images,
-    second_plan,
-    third_plan,
     with_forces,
 )
 from jaxmd_thermal.lattice.projection import (
@@ -126,17 +125,13 @@ class ForceConstants:
 
 def empty_force_constants(geometry: Geometry, fc2: Any, fc3: Any = None, nac: Any = None) -> ForceConstants:
     """Force constants with the crystal and images that belong to a geometry."""
-    second = symmetry.phonopy_object(geometry)
-    images3 = None
-    if fc3 is not None:
-        third = symmetry.phonopy_object(geometry, 3)
-        images3 = symmetry.images_of(third.primitive, third.supercell)
+    primitive, supercell = symmetry.cells_of(geometry)
     return ForceConstants(
         fc2=fc2,
         fc3=fc3,
-        crystal=symmetry.crystal_of(second.primitive, nac),
-        images2=symmetry.images_of(second.primitive, second.supercell),
-        images3=images3,
+        crystal=symmetry.crystal_of(primitive, nac),
+        images2=symmetry.images_of(primitive, supercell),
+        images3=None if fc3 is None else symmetry.images_of(*symmetry.cells_of(geometry, 3)),
         geometry=geometry,
     )
 
@@ -186,8 +181,8 @@ def _estimate(
     geometry: Geometry, displacement: float | None, batch_size: int | None, pair_cutoff: float | None,
     snapshots: int | None,
 ) -> Estimate:  # fmt: skip
-    second = symmetry.phonopy_object(geometry)
-    n_prim, n2, n3 = len(second.primitive), len(second.supercell), 0
+    primitive, supercell = symmetry.cells_of(geometry)
+    n_prim, n2, n3 = len(primitive), len(supercell), 0
     if geometry.fc3_supercell_matrix is not None:
         n3 = round(len(geometry.unit.numbers) * np.linalg.det(geometry.fc3_supercell_matrix))
     refuse_too_large(geometry)
@@ -196,13 +191,12 @@ def _estimate(
     if snapshots is not None:
         evaluations2, evaluations3 = 2 * snapshots * (not _one_supercell(geometry)), 2 * snapshots * (n3 > 0)
     elif displacement is None:
-        evaluations2 = 3 * len(distinct_atoms(*operations_and_images(second)))
+        evaluations2 = 3 * len(distinct_atoms(*operations_and_images(symmetry.phonopy_object(geometry))))
         if n3:
             third = symmetry.phonopy_object(geometry, 3)
             evaluations3 = len(_third_columns(*operations_and_images(third), third.primitive.cell, pair_cutoff))
     else:
-        second.generate_displacements(distance=displacement)
-        evaluations2 = len(second.displacements)
+        evaluations2 = len(finite_displacements(geometry, 2, displacement)["first_atoms"])
         if n3:
             firsts = finite_displacements(geometry, 3, displacement, pair_cutoff)["first_atoms"]
             evaluations3 = len(firsts) + sum(len(included_pairs(a)) for a in firsts)
@@ -284,16 +278,12 @@ def force_constants(
         sets = ForceSets(*made)
         fc2, fc3 = symmetry.solve_force_sets(geometry, sets)
     else:
-        single = finite_displacements(geometry, 2, displacement)
-        forces, fc2 = _by_displacements(
-            potential, geometry, 2, second_plan(geometry, single), solve_fc2, batch_size, dtype, progress
-        )
+        single, plan = displacement_plan(geometry, 2, displacement)
+        forces, fc2 = _by_displacements(potential, geometry, 2, plan, solve_fc2, batch_size, dtype, progress)
         sets = ForceSets(with_forces(single, forces))
         if third:
-            pairs = finite_displacements(geometry, 3, displacement, pair_cutoff)
-            forces, fc3 = _by_displacements(
-                potential, geometry, 3, third_plan(geometry, pairs), solve_fc3, batch_size, dtype, progress
-            )
+            pairs, plan = displacement_plan(geometry, 3, displacement, pair_cutoff)
+            forces, fc3 = _by_displacements(potential, geometry, 3, plan, solve_fc3, batch_size, dtype, progress)
             sets = replace(sets, third=with_forces(pairs, forces))
     return empty_force_constants(geometry, fc2, fc3).replace(force_sets=sets)
 
@@ -378,7 +368,7 @@ def _fc3_by_ad(potential: Potential, geometry: Geometry, pair_cutoff, batch_size
 
 
 def _forces(potential, geometry: Geometry, order: int, moves, batch_size, dtype: str, progress) -> np.ndarray:
-    system = symmetry.system_of(symmetry.phonopy_object(geometry, order).supercell)
+    system = symmetry.system_of(symmetry.cells_of(geometry, order)[1])
     return displaced_forces(potential, system, moves, batch_size, dtype, progress)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,42 +14,46 @@ from jaxmd_thermal.lattice.geometry import Geometry, Operations
 from jaxmd_thermal.lattice.solver import SecondOrder, ThirdOrder, second_order, third_order
 
 
-def second_order_plan(geometry: Geometry, distance: float) -> SecondOrder:
-    """phonopy's displacements of a geometry, and how their forces become fc2."""
-    return second_plan(geometry, finite_displacements(geometry, 2, distance))
-
-
-def second_plan(geometry: Geometry, dataset: Mapping[str, Any]) -> SecondOrder:
-    """How forces of given displacements, in phonopy's form, become fc2."""
-    atoms = [(a["number"], a["displacement"]) for a in dataset["first_atoms"]]
-    return second_order(atoms, *operations_and_images(symmetry.phonopy_object(geometry)))
-
-
-def third_order_plan(geometry: Geometry, distance: float, pair_cutoff: float | None = None) -> ThirdOrder:
-    """phono3py's displacements of a geometry, and how their forces become fc3."""
-    return third_plan(geometry, finite_displacements(geometry, 3, distance, pair_cutoff))
-
-
-def third_plan(geometry: Geometry, dataset: Mapping[str, Any]) -> ThirdOrder:
-    """How forces of given single and pair displacements, in phono3py's form, become fc3."""
-    atoms = [
-        (a["number"], a["displacement"], [(b["number"], b["displacement"]) for b in included_pairs(a)])
-        for a in dataset["first_atoms"]
-    ]
-    return third_order(atoms, *operations_and_images(symmetry.phonopy_object(geometry, 3)))
+def displacement_plan(
+    geometry: Geometry, order: int, distance: float, pair_cutoff: float | None = None
+) -> tuple[Mapping[str, Any], SecondOrder | ThirdOrder]:
+    """phonopy's or phono3py's displacements of one atom, or of one and two, and how their forces become force constants."""
+    made = _displaced(geometry, order, distance, pair_cutoff)
+    return made.dataset, _PLANS[order](made.dataset, *operations_and_images(made))
 
 
 def finite_displacements(
     geometry: Geometry, order: int, distance: float, pair_cutoff: float | None = None
 ) -> Mapping[str, Any]:
-    """phonopy's or phono3py's displacements of one atom, or of one and two."""
+    """The displacements alone."""
+    return _displaced(geometry, order, distance, pair_cutoff).dataset
+
+
+def _displaced(geometry: Geometry, order: int, distance: float, pair_cutoff: float | None) -> Any:
     if order == 2:
         made = symmetry.phonopy_object(geometry)
         made.generate_displacements(distance=distance)
     else:
-        made = symmetry.phono3py_object(geometry)
+        # Without a supercell of second order, the operations of which phono3py would search in vain.
+        third = replace(geometry, supercell_matrix=geometry.fc3_supercell_matrix)
+        made = symmetry.phono3py_object(third, own_second=False)
         made.generate_displacements(distance=distance, cutoff_pair_distance=pair_cutoff)
-    return made.dataset
+    return made
+
+
+def _second_plan(dataset: Mapping[str, Any], operations: Operations, images: Images) -> SecondOrder:
+    return second_order([(a["number"], a["displacement"]) for a in dataset["first_atoms"]], operations, images)
+
+
+def _third_plan(dataset: Mapping[str, Any], operations: Operations, images: Images) -> ThirdOrder:
+    atoms = [
+        (a["number"], a["displacement"], [(b["number"], b["displacement"]) for b in included_pairs(a)])
+        for a in dataset["first_atoms"]
+    ]
+    return third_order(atoms, operations, images)
+
+
+_PLANS = {2: _second_plan, 3: _third_plan}
 
 
 def included_pairs(first: Mapping[str, Any]) -> list[Mapping[str, Any]]:

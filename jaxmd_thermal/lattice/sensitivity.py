@@ -21,7 +21,7 @@ from jaxmd_thermal.derivatives import calculate, check_dtype
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import equilibrium, symmetry
 from jaxmd_thermal.lattice.displaced import check_batch, prepared_neighbors
-from jaxmd_thermal.lattice.plans import second_order_plan, third_order_plan
+from jaxmd_thermal.lattice.plans import displacement_plan
 from jaxmd_thermal.lattice.solver import solve_fc2, solve_fc3
 from jaxmd_thermal.potentials.base import Potential
 from jaxmd_thermal.system import System
@@ -90,17 +90,18 @@ def differentiable_force_constants(
     check_dtype(dtype)
     system = System.from_atoms(atoms)
     geometry = symmetry.geometry_of(system, supercell, fc3_supercell, primitive, symprec)
-    crystal = symmetry.crystal_of(symmetry.phonopy_object(geometry).primitive)
-    orders = ((2, second_order_plan, solve_fc2), (3, third_order_plan, solve_fc3))
+    primitive_cell, _ = symmetry.cells_of(geometry)
+    crystal = symmetry.crystal_of(primitive_cell)
+    orders = ((2, solve_fc2), (3, solve_fc3))
     with double_precision():
         cells = []
-        for order, make, solve in orders[: 1 if geometry.fc3_supercell_matrix is None else 2]:
-            big = symmetry.system_of(symmetry.phonopy_object(geometry, order).supercell)
+        for order, solve in orders[: 1 if geometry.fc3_supercell_matrix is None else 2]:
+            big = symmetry.system_of(symmetry.cells_of(geometry, order)[1])
             repeats = _repeats(system, big)
             neighbors = prepared_neighbors(potential, big, dtype, displacement)
             cells.append(
                 _Cells(jnp.asarray(big.positions), jnp.asarray(big.cell), jnp.asarray(big.numbers), repeats, neighbors,
-                       make(geometry, displacement), solve)
+                       displacement_plan(geometry, order, displacement)[1], solve)
             )  # fmt: skip
         freedom = equilibrium.freedom_of(system, symprec)
         coordinates = None
@@ -108,7 +109,7 @@ def differentiable_force_constants(
             cell = equilibrium.cell_of(potential, system)
             equilibrium.require_relaxed(potential, cell)
             coordinates = equilibrium.relaxed_coordinates(potential, cell, freedom)
-    of_primitive = _repeats(system, symmetry.system_of(symmetry.phonopy_object(geometry).primitive))
+    of_primitive = _repeats(system, symmetry.system_of(primitive_cell))
     inverse = np.linalg.inv(crystal.lattice)
 
     def function(potential: Potential) -> Lattice:

@@ -107,12 +107,19 @@ def geometry_of(
     matrix = matrix_of(supercell)
     third = None if fc3_supercell is None else matrix_of(fc3_supercell, "fc3_supercell")
     return Geometry(
-        bare, np.array(phonopy_of(bare, matrix, primitive, symprec).primitive_matrix, float), matrix, third, symprec
-    )
+        bare, np.array(phonopy_of(bare, np.eye(3, dtype=int), primitive, symprec, False).primitive_matrix, float), matrix,
+        third, symprec,
+    )  # fmt: skip
 
 
-def phonopy_of(unit: Crystal, matrix: Any, primitive: Any = "auto", symprec: float = SYMPREC) -> Any:
+def phonopy_of(
+    unit: Crystal, matrix: Any, primitive: Any = "auto", symprec: float = SYMPREC, searched: bool = True
+) -> Any:
     """A `Phonopy` object without forces; "auto" keeps atoms of one element apart that differ in mass.
+
+    Args:
+      searched: with the operations of the supercell, of which there are as many as it has cells times those of the crystal:
+        their permutations take seconds for 512 atoms. False: for what asks for cells alone.
 
     Raises:
       InputError: `primitive` makes one atom of atoms that differ in mass or moment.
@@ -124,7 +131,10 @@ def phonopy_of(unit: Crystal, matrix: Any, primitive: Any = "auto", symprec: flo
         warnings.simplefilter("ignore")  # of the automatic primitive cell, which is what is wanted here
         if isinstance(primitive, str) and primitive == "auto":
             primitive = guess_primitive_matrix(cell_of(_by_kind(unit)), symprec=symprec)
-        made = Phonopy(cell_of(unit), supercell_matrix=matrix, primitive_matrix=primitive, symprec=symprec, log_level=0)
+        made = Phonopy(
+            cell_of(unit), supercell_matrix=matrix, primitive_matrix=primitive, symprec=symprec, is_symmetry=searched,
+            log_level=0,
+        )  # fmt: skip
     _check_copies(made)
     return made
 
@@ -158,8 +168,17 @@ def _by_kind(crystal: Crystal) -> Crystal:
 
 def phonopy_object(geometry: Geometry, order: int = 2) -> Any:
     """phonopy's object of a geometry, on the supercell of second or third order."""
-    matrix = geometry.supercell_matrix if order == 2 else geometry.fc3_supercell_matrix
-    return phonopy_of(geometry.unit, matrix, geometry.primitive_matrix, geometry.symprec)
+    return phonopy_of(geometry.unit, _matrix(geometry, order), geometry.primitive_matrix, geometry.symprec)
+
+
+def cells_of(geometry: Geometry, order: int = 2) -> tuple[Any, Any]:
+    """Primitive cell and supercell of second or third order, without the operations of the supercell."""
+    made = phonopy_of(geometry.unit, _matrix(geometry, order), geometry.primitive_matrix, geometry.symprec, False)
+    return made.primitive, made.supercell
+
+
+def _matrix(geometry: Geometry, order: int) -> Any:
+    return geometry.supercell_matrix if order == 2 else geometry.fc3_supercell_matrix
 
 
 def phono3py_object(geometry: Geometry, own_second: bool = True) -> Any:

@@ -228,7 +228,7 @@ def check_flux(flux: np.ndarray, frame: np.ndarray) -> np.ndarray:
         name = named(frame[[int(np.argmax(still))]]).removeprefix("along ")
         raise InputError(
             f"component {name} of the flux is constant in time, so it has no fluctuations to integrate. Was the right "
-            "column read? Of a slab or wire, give its periodic `directions`."
+            "column read? Of a slab or wire, give its periodic `directions` (--flux-periodic xy)."
         )
     return array
 

@@ -47,6 +47,28 @@ def test_third_order_equals_extrapolated_differences(potential, structure):
     assert relative(fc3, exact.fc3) < 1e-4
 
 
+def test_operations_of_a_supercell_are_searched_once(monkeypatch):
+    """Their permutations take seconds for 512 atoms; eight searches were a tenth of the time of a cubic compound."""
+    phono3py = pytest.importorskip("phono3py.api_phono3py")
+    import phonopy.api_phonopy as phonopy
+
+    searched = []
+    for module in (phonopy, phono3py):
+
+        def count(cell, *args, original=module.Symmetry, **options):
+            given = dict(zip(("symprec", "is_symmetry"), args)) | options
+            if given["is_symmetry"]:
+                searched.append(len(cell))
+            return original(cell, *args, **options)
+
+        monkeypatch.setattr(module, "Symmetry", count)
+    force_constants(ARGON, "argon", (2, 2, 2), (1, 2, 2))
+    assert sorted(n for n in searched if n > 4) == [16, 32]
+    searched.clear()
+    estimate_force_constants("argon", (2, 2, 2), (1, 2, 2))
+    assert sorted(n for n in searched if n > 4) == [16, 32]
+
+
 def test_sum_rules_permutation_and_rotation(argon):
     phonopy = symmetry.phonopy_object(argon.geometry)
     operations = symmetry.operations_of(phonopy)

@@ -15,7 +15,7 @@ from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.lattice import solver, symmetry
 from jaxmd_thermal.lattice.displaced import displaced_forces
-from jaxmd_thermal.lattice.plans import second_order_plan, third_order_plan
+from jaxmd_thermal.lattice.plans import displacement_plan
 from jaxmd_thermal.potentials import LennardJones
 
 PAIR = LennardJones(
@@ -54,7 +54,7 @@ def test_equal_to_the_solvers_of_phonopy_and_phono3py(name):
     theirs2, theirs3 = symmetry.phonopy_object(geometry), symmetry.phono3py_object(geometry)
     theirs2.generate_displacements(distance=0.03)
     theirs3.generate_displacements(distance=0.03)
-    plan2, plan3 = second_order_plan(geometry, 0.03), third_order_plan(geometry, 0.03)
+    (_, plan2), (_, plan3) = (displacement_plan(geometry, order, 0.03) for order in (2, 3))
     for plan, supercell, cells in (
         (plan2, theirs2.supercell, theirs2.supercells_with_displacements),
         (plan3, theirs3.supercell, theirs3.supercells_with_displacements),
