@@ -270,10 +270,11 @@ def _from_flux(settings: Any) -> int:
     out = Path(settings.out) if settings.out else Path("runs") / f"{Path(settings.flux[0]).stem}-green-kubo"
     given = {k: v for k, v in settings.model_dump(mode="json").items() if k in typed}
     frames = series.flux.shape[1]
+    periodic = settings.flux_periodic or "xyz"
     facts = {"flux": list(settings.flux), "timestep": series.timestep, "volume": series.volume,
              "temperature": series.temperature, "frames": frames, "replicas": len(series.flux),
-             "periodic": settings.flux_periodic}  # fmt: skip
-    along = [["xyz".index(axis) == k for k in range(3)] for axis in settings.flux_periodic]
+             "periodic": periodic}  # fmt: skip
+    along = [["xyz".index(axis) == k for k in range(3)] for axis in periodic]
     result = green_kubo_from_flux(
         series.flux, series.timestep, series.volume, series.temperature, directions=along, settings=facts,
         versions=versions(),

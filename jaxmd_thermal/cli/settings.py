@@ -60,7 +60,7 @@ class GreenKuboSettings(ConductivitySettings):
     sizes: tuple[Repeats, ...] = ()
     flux: tuple[str, ...] = ()
     flux_units: Literal["metal", "real", "gpumd", "internal"] | None = None
-    flux_periodic: Literal["xyz", "xy", "xz", "yz", "x", "y", "z"] = "xyz"
+    flux_periodic: Literal["xyz", "xy", "xz", "yz", "x", "y", "z"] | None = None
 
     @field_validator("flux", mode="before")
     @classmethod
@@ -70,7 +70,7 @@ class GreenKuboSettings(ConductivitySettings):
     @field_validator("flux_units", "flux_periodic")
     @classmethod
     def _of_a_series(cls, value: Any, others: ValidationInfo) -> Any:
-        if not others.data.get("flux"):
+        if value is not None and not others.data.get("flux"):
             raise ValueError("it describes the series of --flux, which is not given")
         return value
 
