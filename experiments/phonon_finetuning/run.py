@@ -52,6 +52,13 @@ VARIANTS = {
         "replay.structures": ("$REPLAY/solid_*.extxyz", "$REPLAY/compound_*.extxyz"),
         "replay.energies_only": None,
     },
+    # Energies alone, weak for small errors; what is the same for all atoms of an element its constant energy may take.
+    "weak-energies": ENERGIES
+    | {
+        "replay.energies_only": ("$REPLAY/solid_*.extxyz", "$REPLAY/compound_*.extxyz"),
+        "replay.losses.energy": WEAK["replay.losses.energy"],
+        "optimizer.constants": True,
+    },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
     "energy-at-rest": ENERGIES | {"replay.copies": 1, "replay.rattle": 0.0, "replay.strain": 0.0},
