@@ -70,6 +70,7 @@ def test_silicon_with_isotopes(dft):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["Si", "NaCl", "AlN_wz"])
+@pytest.mark.usefixtures("rule_of_phono3py_3")
 def test_all_of_the_reference(dft, key):
     against_phono3py(*dft(key), lambda r: True)
 
@@ -89,9 +90,27 @@ def test_own_grid_agrees_with_the_fixture(nacl):
     assert populations.mode_kappa.sum() / x.weights.sum() == pytest.approx(populations.kappa[0, 0, 0])
 
 
-@pytest.mark.slow
-def test_isotope_linewidths_of_the_benchmark_mesh(shared, monkeypatch):
-    """phono3py 3 left out the tetrahedra with a vertex at the frequency itself, phono3py 4 does not, and we do not."""
+def test_tetrahedra_with_isotopes_beside_the_phono3py_of_today(dft):
+    """By our own rule: the references of the test above are of a version that leaves out some tetrahedra."""
+    import phono3py
+
+    from jaxmd_thermal.lattice import symmetry
+
+    if int(phono3py.__version__.split(".")[0]) < 4:
+        pytest.skip("phono3py 3 leaves out tetrahedra with a vertex at the frequency")
+    fc, _ = dft("NaCl")
+    phonon = symmetry.phono3py_object(fc.geometry)
+    phonon.fc2, phonon.fc3, phonon.mesh_numbers = fc.fc2, fc.fc3, (9, 9, 9)
+    phonon.init_phph_interaction()
+    phonon.run_thermal_conductivity(temperatures=[300.0], is_isotope=True)
+    expected = np.ravel(phonon.thermal_conductivity.kappa)[:3]
+    found = np.diag(thermal_conductivity(fc, (9, 9, 9), method="rta").kappa[0])
+    # Measured 8e-4; each has its own eigenvectors of degenerate modes.
+    assert np.abs(found / expected - 1).max() < 6e-3
+
+
+def isotope_linewidths_of_the_benchmark_mesh(shared):
+    """Ours on the 19^3 points of NaCl, and those of the fixture."""
     from jaxmd_thermal.lattice import conductivity, isotopes
 
     _, fc = fixture(shared, "nacl_mesh9_tetra")
@@ -101,16 +120,23 @@ def test_isotope_linewidths_of_the_benchmark_mesh(shared, monkeypatch):
         modes = conductivity._modes(jnp.asarray(fc.fc2), p)
         where = (jnp.asarray(p.grid.irreducible), jnp.asarray(p.work.plus), p.work.corners)
         gamma, _ = isotopes.solved_isotope_linewidths(modes, jnp.asarray(p.variances), *where)
-        monkeypatch.setattr(isotopes, "EITHER_SIDE", 0.0)
-        isotopes.isotope_linewidths.clear_cache()
-        without, _ = isotopes.solved_isotope_linewidths(modes, jnp.asarray(p.variances), *where)
-        isotopes.isotope_linewidths.clear_cache()
     assert np.array_equal(p.grid.weights, given["weights"])
-    expected = given["gamma_isotope"]
+    return np.asarray(gamma), given["gamma_isotope"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rule_of_phono3py_3")
+def test_isotope_linewidths_of_the_benchmark_mesh(shared):
+    gamma, expected = isotope_linewidths_of_the_benchmark_mesh(shared)
     # Another gauge inside degenerate blocks moves tetrahedron weights (measured: 0.6 % of the sum); the formula itself is
     # pinned by the Gaussian conductivities with isotopes above, to 1e-4.
-    assert np.asarray(without).sum() == pytest.approx(expected.sum(), rel=1e-2)
-    assert np.all(np.asarray(gamma) >= 0.98 * expected) and 1.02 < np.asarray(gamma).sum() / expected.sum() < 1.04
+    assert gamma.sum() == pytest.approx(expected.sum(), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_isotope_linewidths_of_the_benchmark_mesh_with_all_tetrahedra(shared):
+    gamma, expected = isotope_linewidths_of_the_benchmark_mesh(shared)
+    assert np.all(gamma >= 0.98 * expected) and 1.02 < gamma.sum() / expected.sum() < 1.04
 
 
 def written_out(x):

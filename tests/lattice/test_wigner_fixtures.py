@@ -10,7 +10,7 @@ from wigner_fixture import load, solve, velocity
 
 from jaxmd_thermal import units
 from jaxmd_thermal._backend import double_precision
-from jaxmd_thermal.lattice import scattering, strength, tetrahedron, wigner
+from jaxmd_thermal.lattice import scattering, strength, wigner
 from jaxmd_thermal.lattice.grid import Triplets
 from jaxmd_thermal.lattice.isotopes import solved_isotope_linewidths
 from jaxmd_thermal.lattice.scattering import Modes
@@ -69,16 +69,7 @@ def test_gaussian(shared):
     assert float(k.modes[0].sum() / z.wq.sum()) == pytest.approx(7.225950, rel=1e-5)
 
 
-@pytest.fixture
-def knots_in_neither_span(monkeypatch):
-    """As phono3py 3, which made the fixture: tetrahedra with a vertex at the frequency itself are left out."""
-    monkeypatch.setattr(tetrahedron, "between", lambda low, high: (low > 0) & (high < 0))
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.mark.usefixtures("knots_in_neither_span")
+@pytest.mark.usefixtures("rule_of_phono3py_3")
 def test_tetrahedra_with_supplied_modes(tetra):
     gamma = widths(tetra, supplied(tetra), None)
     assert relative(np.asarray(gamma[0]), tetra.gamma) < 1e-5
