@@ -62,13 +62,20 @@ def neighbor_sum(harmonics, sent, weights, l_out: int):
     n, k, size = harmonics.shape
     l_edge = math.isqrt(size) - 1
     mine = paths(len(sent) - 1, l_edge, l_out)
-    # Split, not sliced: the transpose of a split is one concatenation, that of slices a chain of padded sums.
-    by_degree = list(jax.lax.split(harmonics, [2 * degree + 1 for degree in range(l_edge + 1)], axis=-1))
-    by_degree[0] = jnp.ones_like(by_degree[0])  # as it is: then nothing of it is differentiated
+    # Split, not sliced: the transpose of a split is one concatenation, that of slices a chain of padded sums. Neighbours last:
+    # products of (components, K) with (K, features) are what compilers have a fast form of.
+    degrees = [2 * degree + 1 for degree in range(l_edge + 1)]
+    by_degree = jax.lax.split(jnp.swapaxes(harmonics, 1, 2), degrees, axis=1)
     by_path = jax.lax.split(weights, [sent[l1].shape[-1] for l1, _, _ in mine], axis=-1)
     sums: list[list] = [[] for _ in range(l_out + 1)]
     for (l1, l2, l3), weight in zip(mine, by_path, strict=True):
         weighted = (sent[l1] * weight[:, :, None]).reshape(n, k, -1)
-        outer = jnp.einsum("nkb,nkz->nbz", by_degree[l2], weighted).reshape(n, 2 * l2 + 1, *sent[l1].shape[2:])
-        sums[l3].append(jnp.einsum("nbac,abm->nmc", outer, jnp.asarray(coupling(l1, l2, l3), harmonics.dtype)))
+        if l2 == 0:  # Y_0 = 1, and nothing of it is differentiated
+            outer = jnp.sum(weighted, axis=1)
+        else:
+            outer = jnp.matmul(by_degree[l2], weighted)
+        coefficients = coupling(l1, l2, l3).transpose(2, 1, 0).reshape(2 * l3 + 1, -1)
+        # The same matrix for every receiver: with the receivers as its leading axis as well, nothing is transposed.
+        coefficients = jnp.broadcast_to(jnp.asarray(coefficients, harmonics.dtype), (n, *coefficients.shape))
+        sums[l3].append(jnp.matmul(coefficients, outer.reshape(n, coefficients.shape[-1], -1)))
     return [jnp.concatenate(s, axis=-1) for s in sums]
