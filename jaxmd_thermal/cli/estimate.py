@@ -38,7 +38,9 @@ def estimate(verb: str, potential: Any, atoms: Any, settings: Any, spectral_lags
     seconds = steps * replicas * system.n_atoms * plan.slots * _cost(potential) * 1e-6 / max(1, _cores())
     if verb != "md":
         seconds *= 1.0 + (FLUX_FACTOR - 1.0) / settings.sample_every
-    observers = (VirialVelocityCorrelator(spectral_lags),) if spectral_lags else ()
+    observers = (
+        (VirialVelocityCorrelator(spectral_lags, settings.steps // settings.sample_every),) if spectral_lags else ()
+    )
     at_once = devices_used(replicas, _cores())
     memory = run_memory(potential, plan, system.n_atoms, replicas, at_once, settings.dtype, observers)
     values = 5 + (7 if verb != "md" else 6 * system.n_atoms)

@@ -67,8 +67,8 @@ def hnemd(
         direction are a check of the linear regime, and directions fill the columns of the tensor. A slab or wire is driven
         along its periodic directions.
       damping: fs of the Nosé-Hoover chains; default 100 time steps.
-      spectral_lags: samples of the virial-velocity correlation on either side (0: no spectral decomposition). It is gathered
-        during the run, so it covers all samples, those of the onset included.
+      spectral_lags: samples of the virial-velocity correlation on either side (0: no spectral decomposition).
+        The onset is left out in whole twentieths of the run (`details["spectral"]["discarded_frames"]`).
       Others as in `green_kubo`; the equilibration is without the force.
 
     Returns:
@@ -114,6 +114,7 @@ def hnemd(
         "sample_every": sample_every, "seed": seed, "dtype": dtype, "damping_fs": damping, "volume_A3": v,
         "spectral_lags": spectral_lags,
     }  # fmt: skip
+    observers = (VirialVelocityCorrelator(spectral_lags, frames),) if spectral_lags else ()
     run = run_stages(
         potential,
         system,
@@ -125,7 +126,7 @@ def hnemd(
         replicas=len(fields) * replicas,
         seed=seed,
         dtype=dtype,
-        observers=(VirialVelocityCorrelator(spectral_lags),) if spectral_lags else (),
+        observers=observers,
         skin=skin,
         capacity=capacity,
         progress=progress,
@@ -137,9 +138,11 @@ def hnemd(
     result = hnemd_from_flux(flux, fields, v, mean_temperature, timestep=timestep * sample_every, directions=directions)
     details = dict(result["details"])
     details["seconds_per_step"] = run.seconds_per_step
-    if spectral_lags:
-        correlation = run.observers[0]["correlation"].reshape(len(fields), replicas, -1).mean(axis=1)
+    for observer in observers:
+        correlation, start = observer.correlation(run.observers[0], details["discarded_frames"])
+        correlation = correlation.reshape(len(fields), replicas, -1).mean(axis=1)
         details["spectral"] = _spectra(correlation, fields, timestep * sample_every, v, mean_temperature)
+        details["spectral"]["discarded_frames"] = start
     warnings = state_warnings(run, system, temperature, driven=True)
     verdict = Verdict(result["converged"] and not warnings, "; ".join([*warnings, result["text"]]))
     final = ConductivityResult(

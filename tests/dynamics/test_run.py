@@ -398,7 +398,7 @@ def test_too_large_a_capacity_is_refused_before_the_run(argon):
     with pytest.raises(CapacityError, match="GB are available"):
         run(argon, capacity=2_000_000_000)
     with pytest.raises(CapacityError, match="fewer spectral lags"):
-        run(argon, observers=(VirialVelocityCorrelator(10**8),))
+        run(argon, observers=(VirialVelocityCorrelator(10**8, 10**9),))
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_memory_of_networks(argon, network, dtype, measured):
 
 def test_memory_of_a_spectrum(argon):
     """What is accumulated for 32,000 atoms and 4 replicas, from the shapes of the state; it is there three times."""
-    observer, plan = VirialVelocityCorrelator(200), make_plan(System.from_atoms(argon), 6.0)
+    observer, plan = VirialVelocityCorrelator(200, 1000), make_plan(System.from_atoms(argon), 6.0)
     with double_precision():
         state = jax.eval_shape(observer.init, {"velocities": jax.ShapeDtypeStruct((4, 32_000, 3), np.float64)})
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
