@@ -58,14 +58,15 @@ def _time_shifted_jvp(primals, tangents):
 def _each_times(factors, values):
     """(n, K) times (n, K, ...), so that the transpose, a sum over all that `...` stands for, is vectorised.
 
-    XLA's own sum along the last axis adds one number after the other on CPU; here it adds vectors of LANES, and a matrix
-    product, which it does not merge into that sum, adds those up.
+    XLA's own sum along the last axis adds one number after the other on CPU; here it adds vectors, of LANES or of the last axis,
+    and a matrix product, which it does not merge into that sum, adds those up.
     """
     size = math.prod(values.shape[2:])
     if size % LANES:
         return factors.reshape(factors.shape + (1,) * (values.ndim - 2)) * values
-    lanes = jnp.matmul(factors[..., None], jnp.ones((1, LANES), factors.dtype), precision="highest")
-    product = lanes[:, :, None] * values.reshape(*values.shape[:2], size // LANES, LANES)
+    wide = values.shape[-1] if values.ndim > 3 and values.shape[-1] % LANES == 0 else LANES
+    lanes = jnp.matmul(factors[..., None], jnp.ones((1, wide), factors.dtype), precision="highest")
+    product = lanes[:, :, None] * values.reshape(*values.shape[:2], size // wide, wide)
     return product.reshape(values.shape)
 
 

@@ -100,13 +100,9 @@ class Layer(nn.Module):
         self.skip = matrices("skip", {degree: (self.inputs[degree], produced[degree]) for degree in both})
         self.norm = matrices("norm", {degree: (c,) for degree, c in produced.items()})
 
-    def message(self, _, gathered, basis, harmonics):
-        """(rows, K, all components and channels) of the neighbours -> sums of messages over them."""
-        sizes = [(2 * degree + 1) * c for degree, c in enumerate(self.inputs)]
-        sent = [
-            x.reshape(*x.shape[:2], 2 * degree + 1, -1)
-            for degree, x in enumerate(jax.lax.split(gathered, sizes, axis=-1))
-        ]
+    def message(self, _, *arguments):
+        """(rows, K, 2 l + 1, channels) of the neighbours of each degree, basis, harmonics -> sums of messages over them."""
+        *sent, basis, harmonics = arguments
         # No biases: where the basis is zero, so are the weights, and empty slots need no mask.
         weights = basis
         for matrix in self.radial_maps[:-1]:
@@ -123,8 +119,9 @@ class Layer(nn.Module):
 
     def __call__(self, graph, edges, features, kinds, block):
         sent = self.linear(self.linear_1, features, kinds)
-        flat = jnp.concatenate([x.reshape(x.shape[0], -1) for x in sent], axis=-1)
-        received = graph.map_rows(self.message, gathered=(flat,), rows=edges, block=block)
+        # Each degree by itself: what comes back for it is then a sum in the shape (2 l + 1, channels), whose inner loop is
+        # vectorised; in one flat array of all degrees it is not (phonon fine-tuning: a third of the time).
+        received = graph.map_rows(self.message, gathered=sent, rows=edges, block=block)
         kept = self.linear(self.skip, features, kinds)
         mixed = []
         for degree, x in enumerate(received):
