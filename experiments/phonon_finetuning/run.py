@@ -67,13 +67,24 @@ VARIANTS = {
         "replay.copies": 2,
         "replay.batch_size": 16,
     },
+    # The same, and forces of crystals of anions that the phonon data say nothing about: their curvature is the base model's.
+    "held-anions": ENERGIES
+    | {
+        "replay.structures": ("$REPLAY/*_unlike.extxyz",),
+        "replay.energies_only": ("$REPLAY/*_[0-9][0-9][0-9].extxyz", "$REPLAY/compound_*.extxyz"),
+        "replay.losses.energy": {"weight": 4000.0, "kind": "huber", "delta": 0.1},
+        "replay.losses.forces": {"weight": 1000.0, "kind": "huber", "delta": 0.1},
+        "optimizer.constants": True,
+        "replay.copies": 2,
+        "replay.batch_size": 16,
+    },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
     "energy-at-rest": ENERGIES | {"replay.copies": 1, "replay.rattle": 0.0, "replay.strain": 0.0},
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
-INVENTED = {"energy-replay": 100, "energy-at-rest": 100, "invented-energies": 400}
+INVENTED = {"energy-replay": 100, "energy-at-rest": 100, "invented-energies": 400, "held-anions": 400}
 """Variants that replay invented crystals, too, and how many."""
 
 HELD_OUT = 4
@@ -159,7 +170,10 @@ def parted(solids: Path, data: Path) -> tuple[list, list, list]:
 
 
 def replayed(data: Path, solids: Path, folder: Path, invented: int) -> Path:
-    """Structure files for the replay: training compounds, solids but every fourth composition, prototypes if wanted."""
+    """Structure files for the replay: training compounds, solids but every fourth composition, prototypes if wanted.
+
+    Names of those with an anion that no training compound has end with `_unlike`.
+    """
     from ase.io import read
 
     from jaxmd_thermal import ForceConstants
@@ -178,14 +192,21 @@ def replayed(data: Path, solids: Path, folder: Path, invented: int) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
+    trained_on = {e for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train" for e, _ in formula_of(r)}
+    unlike = set(ANIONS) - trained_on
+
+    def write(kind, number, atoms):
+        mark = "_unlike" if unlike & set(atoms.symbols) else ""
+        write_structure(folder / f"{kind}_{number:03d}{mark}.extxyz", atoms)
+
     for number, atoms in enumerate(parted(solids, data)[0] if solids.is_file() else []):
-        write_structure(folder / f"solid_{number:03d}.extxyz", atoms)
+        write("solid", number, atoms)
     if len([*folder.glob("prototype_*.extxyz")]) < invented:
         excluded = known_compositions(data)
         if solids.is_file():
             excluded |= {composition(str(atoms.symbols)) for atoms in read(solids, index=":")}
         for number, atoms in enumerate(prototypes(load_potential(START), invented, excluded)):
-            write_structure(folder / f"prototype_{number:03d}.extxyz", atoms)
+            write("prototype", number, atoms)
     return folder
 
 
@@ -232,7 +253,12 @@ def known_compositions(data: Path) -> set:
     """Those of the phonon data, of training and of validation."""
     from jaxmd_thermal.cli.training import read_manifest
 
-    return {composition(r["formula"].split("_")[0]) for r in read_manifest(str(data / "manifest.csv"))}
+    return {formula_of(r) for r in read_manifest(str(data / "manifest.csv"))}
+
+
+def formula_of(row: dict) -> tuple:
+    """Composition of a row of the manifest, whose formula may end with a name of the structure."""
+    return composition(row["formula"].split("_")[0])
 
 
 if __name__ == "__main__":
