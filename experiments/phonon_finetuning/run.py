@@ -192,7 +192,9 @@ def replayed(data: Path, solids: Path, folder: Path, invented: int) -> Path:
         atoms = system.to_atoms()
         atoms.info["compound"] = row["key"]
         write_structure(file, atoms)
-    trained_on = {e for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train" for e, _ in formula_of(r)}
+    trained_on = {
+        e for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train" for e, _ in formula_of(r)
+    }
     unlike = set(ANIONS) - trained_on
 
     def write(kind, number, atoms):
