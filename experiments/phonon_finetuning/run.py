@@ -102,8 +102,9 @@ def main(options) -> int:
     data, out = options.data, options.out / options.variant
     os.environ["DFT_PHONONS"] = str(data)
     invented = INVENTED.get(options.variant, 0)
-    folder = options.out / (f"replayed_{invented}" if invented else "replayed")
-    os.environ["REPLAY"] = str(replayed(data, options.solids, folder, invented))
+    by_anion = options.variant == "held-anions"
+    folder = options.out / ("replayed" + (f"_{invented}" if invented else "") + ("_by_anion" if by_anion else ""))
+    os.environ["REPLAY"] = str(replayed(data, options.solids, folder, invented, by_anion))
     changes: dict[str, Any] = dict(VARIANTS[options.variant])
     if not options.solids.is_file() and "replay" not in changes:
         changes["replay.structures"] = None  # the training compounds are left
@@ -169,10 +170,10 @@ def parted(solids: Path, data: Path) -> tuple[list, list, list]:
     return tuple([a for each in part for a in each] for part in (kept, unseen[::2], unseen[1::2]))  # type: ignore[return-value]
 
 
-def replayed(data: Path, solids: Path, folder: Path, invented: int) -> Path:
+def replayed(data: Path, solids: Path, folder: Path, invented: int, by_anion: bool = False) -> Path:
     """Structure files for the replay: training compounds, solids but every fourth composition, prototypes if wanted.
 
-    Names of those with an anion that no training compound has end with `_unlike`.
+    With `by_anion` names of those with an anion that no training compound has end with `_unlike`.
     """
     from ase.io import read
 
@@ -195,7 +196,7 @@ def replayed(data: Path, solids: Path, folder: Path, invented: int) -> Path:
     trained_on = {
         e for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train" for e, _ in formula_of(r)
     }
-    unlike = set(ANIONS) - trained_on
+    unlike = set(ANIONS) - trained_on if by_anion else set()
 
     def write(kind, number, atoms):
         mark = "_unlike" if unlike & set(atoms.symbols) else ""
