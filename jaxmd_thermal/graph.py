@@ -26,6 +26,9 @@ PADDING = 2.0
 
 ACCELERATOR_ROWS = 1024
 
+BYTES = 8
+"""Of each value of a block: models choose their rows for it."""
+
 LANES = 16
 """Numbers that are added side by side in sums over features."""
 
@@ -170,6 +173,7 @@ class Graph:
     listener: Recorder | Displaced | None = None
     free_edges: Any = None
     local: bool = False  # rows are evaluated one block at a time: nothing may be gathered
+    carried: int = 1  # numbers for each value: itself, and its derivatives along given directions
 
     @classmethod
     def of(
@@ -184,6 +188,7 @@ class Graph:
         strain=None,
         listener=None,
         local: bool = False,
+        carried: int = 1,
     ) -> Graph:
         """Graph of a whole structure, differentiable in positions, cell, strain and listener."""
         extended = neighbors.extended(positions, cell)
@@ -200,6 +205,7 @@ class Graph:
             strain=strain,
             listener=listener,
             local=local,
+            carried=max(carried, 2) if isinstance(listener, Recorder) else carried,
         )
 
     def with_edges(self, edges) -> Graph:
@@ -334,9 +340,9 @@ class Graph:
         """
         announced = [self._announce(jnp.asarray(x)) for x in gathered]
         n, block = self.n_atoms, rows_at_a_time(block)
-        doubled = isinstance(self.listener, Recorder) and self.dtype == jnp.float64
-        if doubled and block is not None and jax.default_backend() == "cpu":
-            block = max(1, block // 2)  # the rates beside the values fill the cache twice
+        size = self.carried * jnp.dtype(self.dtype).itemsize
+        if block is not None and size > BYTES and jax.default_backend() == "cpu":
+            block = max(1, block * BYTES // size)  # what is carried beside the values fills the cache, too
         if block is None or block >= n:
             return function(self, *[self._gather(a) for a in announced], *rows)
 

@@ -78,13 +78,38 @@ VARIANTS = {
         "replay.copies": 2,
         "replay.batch_size": 16,
     },
+    # After a first part without replay (PART): its forces are replayed, and the energies that nequix-mp-1 had.
+    "restored-energies": {
+        "replay.structures": ("$REPLAY/*.extxyz",),
+        "replay.energies_only": None,
+        "replay.energies_of": START,
+        "replay.losses.energy": {"weight": 16000.0, "kind": "huber", "delta": 0.1},
+        "replay.losses.forces": {"weight": 4000.0, "kind": "huber", "delta": 0.1},
+        "replay.losses.stress": None,
+        "replay.copies": 2,
+        "replay.batch_size": 16,
+        "optimizer.constants": True,
+        "optimizer.rate": 2e-4,
+        "steps": 1000,
+    },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
     "energy-at-rest": ENERGIES | {"replay.copies": 1, "replay.rattle": 0.0, "replay.strain": 0.0},
     # Zero stress at the DFT geometry, with the cell strained as it must be.
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
-INVENTED = {"energy-replay": 100, "energy-at-rest": 100, "invented-energies": 400, "held-anions": 400}
+PART = {"steps": 400, "replay": None}
+"""The first part of `restored-energies`."""
+PART_FORCES = 16.0
+"""meV/Å: by how much it may change forces of solids, which the second part then holds; a margin to the limit of 20."""
+
+INVENTED = {
+    "energy-replay": 100,
+    "energy-at-rest": 100,
+    "invented-energies": 400,
+    "held-anions": 400,
+    "restored-energies": 400,
+}
 """Variants that replay invented crystals, too, and how many."""
 
 HELD_OUT = 4
@@ -110,11 +135,31 @@ def main(options) -> int:
         changes["replay.structures"] = None  # the training compounds are left
     if options.steps is not None:
         changes["steps"] = options.steps
+    drawn = {} if options.seed is None else {"seed": options.seed}
+    changes |= drawn
     if options.only:
         from jaxmd_thermal.cli.training import read_manifest
 
         keys = [r["key"] for r in read_manifest(str(data / "manifest.csv")) if r["split"] == "train"]
         changes["data.exclude"] = [k for k in keys if k not in options.only]
+    from jaxmd_thermal.io.exported import save_potential
+    from jaxmd_thermal.io.models import load_potential
+    from jaxmd_thermal.training.replay import forgetting, interpolated, kept_share, rattled
+
+    models = {START: load_potential(START)}
+    halves: dict[str, list] = {}
+    if options.solids.is_file():
+        _, *apart = parted(options.solids, data)
+        halves = {k: rattled(v, 1, seed=1) for k, v in zip(("where it was chosen", "elsewhere"), apart)}
+    chosen_on = halves.get("where it was chosen", [])
+    if "replay.energies_of" in changes:
+        part = trained(load_training(options.config, PART | drawn), out / "first_part")[0].potential
+        share = 1.0
+        if chosen_on:
+            share, seen = kept_share(models[START], part, chosen_on, float("inf"), PART_FORCES, batch_size=8)
+            announce(f"share of the first part that the second starts from: {share:g}, {json.dumps(seen)}")
+        save_potential(interpolated(models[START], part, share), out / "started_from", overwrite=True)
+        changes["potential"] = str(out / "started_from")
     settings = load_training(options.config, changes)
     result, forgotten = trained(settings, out)
     document = {"variant": options.variant, "steps": result.steps, "stopped": result.stopped, "forgotten": forgotten}
@@ -122,17 +167,9 @@ def main(options) -> int:
     named, functionals = compounds_of((), str(data / "manifest.csv"), ("validation",))
     if options.evaluate:
         named = {k: v for k, v in named.items() if k in options.evaluate}
-    from jaxmd_thermal.io.models import load_potential
-
-    models = {START: load_potential(START), "this run": result.potential}
-    halves: dict[str, list] = {}
-    if options.solids.is_file():
-        from jaxmd_thermal.io.exported import save_potential
-        from jaxmd_thermal.training.replay import forgetting, interpolated, kept_share, rattled
-
-        _, *apart = parted(options.solids, data)
-        halves = {k: rattled(v, 1, seed=1) for k, v in zip(("where it was chosen", "elsewhere"), apart)}
-        share, seen = kept_share(models[START], result.potential, halves["where it was chosen"], batch_size=8)
+    models["this run"] = result.potential
+    if halves:
+        share, seen = kept_share(models[START], result.potential, chosen_on, batch_size=8)
         announce(f"share of the change that is kept: {share:g}, {json.dumps(seen)}")
         models["kept share"] = interpolated(models[START], result.potential, share)
         save_potential(models["kept share"], out / "kept_share", overwrite=True)
@@ -276,6 +313,7 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="full")
     parser.add_argument("--steps", type=int, default=None, help="instead of the configuration's, for a trial")
+    parser.add_argument("--seed", type=int, default=None, help="instead of the configuration's, to see the spread")
     parser.add_argument("--only", nargs="*", default=(), help="training compounds, for a trial")
     parser.add_argument("--evaluate", nargs="*", default=(), help="validation compounds [all]")
     sys.exit(guarded(lambda: main(parser.parse_args())))

@@ -124,7 +124,7 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
 
     Without files they are made of the data, one of each compound.
     """
-    from jaxmd_thermal.training.replay import rattled, replay
+    from jaxmd_thermal.training.replay import labelled, rattled, replay
 
     bare = _structures(settings.energies_only)
     kept = _structures(settings.structures) if settings.structures or bare else _one_of_each(data)
@@ -132,6 +132,9 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
     made = replay(base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed)
     first = settings.copies * len(kept)
     made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
+    if settings.energies_of is not None:
+        other = labelled(_named(settings.energies_of), made)
+        made = [frame.replace(energy=theirs.energy, stress=None) for frame, theirs in zip(made, other, strict=True)]
     names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
     # Where the replay holds the structures at rest, what else is said of them is still to be seen.
     apart = settings.rattle or Replay.model_fields["rattle"].default
@@ -204,9 +207,7 @@ def terms(losses: Losses, steps: int) -> list[Any]:
 def potential_of(settings: TrainingSettings, data: list[Any]) -> Any:
     """The potential to start from: a known one, or a network started from the statistics of the data."""
     if settings.potential is not None:
-        from jaxmd_thermal.io.models import load_potential
-
-        return load_potential(_expanded(settings.potential))
+        return _named(settings.potential)
     assert settings.network is not None
     return new_network(settings.network, data, settings.seed)
 
@@ -241,6 +242,12 @@ def new_network(n: Network, data: list[Any], seed: int) -> Any:
             seed, species, n.cutoff, n.layers, channels=n.channels, lmax=n.lmax, radial=n.radial, neighbors=neighbors
         )
     return with_statistics(made, found)
+
+
+def _named(potential: str) -> Any:
+    from jaxmd_thermal.io.models import load_potential
+
+    return load_potential(_expanded(potential))
 
 
 def _expanded(path: str) -> str:

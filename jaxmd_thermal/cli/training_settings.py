@@ -106,12 +106,15 @@ class Optimizer(Strict):
 class Replay(Strict):
     """Steps on what the potential said before, of rattled and strained copies of structures.
 
-    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change.
+    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change. `energies_of` is
+    another potential whose energies take the place: with the model before an earlier fine-tuning, energies go back to what
+    they were and forces stay. It has no stresses to add, which would speak of either.
     """
 
     losses: Losses
     structures: tuple[str, ...] = ()
     energies_only: tuple[str, ...] = ()
+    energies_of: str | None = None
     copies: Count = 4
     rattle: NotNegative = 0.05
     strain: NotNegative = 0.02
@@ -127,6 +130,8 @@ class Replay(Strict):
     def _labelled(self):
         if self.energies_only and self.losses.energy is None:
             raise ValueError("energies_only needs [replay.losses.energy]")
+        if self.energies_of is not None and (self.losses.energy is None or self.losses.stress is not None):
+            raise ValueError("energies_of needs [replay.losses.energy] and leaves no stress to replay")
         return self
 
 

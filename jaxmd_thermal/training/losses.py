@@ -234,6 +234,8 @@ def _energy_of(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any):
     if any(is_long_range(term) for term in terms):
         raise UnsupportedError("potentials with long-range terms cannot be trained: use one without them")
     cheap = [cast(term, dtype) for term in terms]
+    # A value, and for each order of derivative as many numbers again along another direction.
+    carried = 8 if "third" in needs else 4 if "hessian" in needs else 2
 
     def energy(variables):
         x, cell = batch.positions + variables["move"], batch.cell
@@ -243,7 +245,7 @@ def _energy_of(potential: Any, batch: Batch, needs: frozenset[str], dtype: Any):
             cell = cell + jnp.einsum("gax,gxy->gay", cell, strain)
         total = 0.0
         for term in cheap:
-            graph = Graph.of(x, cell, batch.numbers, batch, term.cutoff, dtype)  # type: ignore[arg-type]
+            graph = Graph.of(x, cell, batch.numbers, batch, term.cutoff, dtype, carried=carried)  # type: ignore[arg-type]
             total = total + term.atomic_energies(graph).astype(x.dtype)
         atomic = jnp.where(batch.atoms, total, 0.0)
         return jnp.sum(atomic), atomic

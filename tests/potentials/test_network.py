@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 
 from jaxmd_thermal import evaluate
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.derivatives import calculate
 from jaxmd_thermal.errors import InputError
-from jaxmd_thermal.graph import Graph
+from jaxmd_thermal.graph import Graph, Recorder
 from jaxmd_thermal.neighbors import allocate, make_plan
 from jaxmd_thermal.potentials import EquivariantNetwork
 from jaxmd_thermal.potentials.network import cutoff_function
@@ -173,3 +174,36 @@ def test_structures_without_neighbours_of_each_other():
     two = evaluate(NETWORK, Atoms("Si2", positions=[[0, 0, 0], [9, 0, 0]]), "energy")["energy"]
     assert two == pytest.approx(2 * one, rel=1e-14)
     assert isinstance(System.from_atoms(Atoms("Si")), System)
+
+
+@pytest.mark.parametrize(
+    "dtype, carried, listener, rows",
+    [
+        ("float32", 1, None, 8),
+        ("float32", 2, None, 8),
+        ("float32", 4, None, 4),
+        ("float64", 1, None, 8),
+        ("float64", 4, None, 2),
+        ("float64", 1, Recorder(), 4),
+        ("float64", 64, None, 1),
+    ],
+)
+def test_blocks_are_smaller_where_derivatives_are_carried_along(dtype, carried, listener, rows):
+    """Eight rows of 8 bytes a value fill the cache of a CPU; the result is that of all rows at once to the last bit."""
+    with double_precision():
+        system = System.from_atoms(bulk("Si", cubic=True).repeat((2, 1, 1)))
+        neighbors = allocate(system, 4.0, 0.0)
+        graph = Graph.of(
+            np.asarray(system.positions), np.asarray(system.cell), np.asarray(system.numbers), neighbors, 4.0,
+            np.dtype(dtype), listener=listener, carried=carried,
+        )  # fmt: skip
+        seen = []
+
+        def function(part, mine):
+            seen.append(part.n_atoms)
+            return mine * jnp.max(part.distances_squared * part.mask, axis=1)
+
+        factors = np.arange(1.0, 1.0 + graph.n_atoms)
+        found = graph.map_rows(function, rows=(factors,), block=8)
+        assert set(seen) == {rows if jax.default_backend() == "cpu" else graph.n_atoms}
+        np.testing.assert_array_equal(found, function(graph, factors))

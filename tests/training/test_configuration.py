@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,6 +54,8 @@ BASE = {
             "'losses.forces.weight.ende', did you mean 'end'",
         ),
         ({"replay": {"energies_only": ["a"], "losses": {"forces": {}}}}, "energies_only needs .replay.losses.energy."),
+        ({"replay": {"energies_of": "a", "losses": {"forces": {}}}}, "energies_of needs .replay.losses.energy."),
+        ({"replay": {"energies_of": "a", "losses": {"energy": {}, "stress": {}}}}, "leaves no stress to replay"),
     ],
 )
 def test_unknown_keys_and_wrong_values(change, message):
@@ -192,6 +195,21 @@ def test_replay_of_energies_alone(tmp_path):
         again = evaluate(base, made[-1].system)["energy"]
         assert abs(made[-1].energy - again) < 1e-5  # labels are in float32
         assert not np.allclose(unseen[-1].positions, made[-1].positions, atol=1e-3)
+
+
+def test_replay_of_the_energies_of_another_potential(tmp_path):
+    """Energies are those of the named one, forces those of the one that is trained, whose labels are told apart by a factor."""
+    trajectory(tmp_path / "argon.extxyz", 2)
+    named = load_potential("lj-argon-gk")
+    start = replace(named, epsilon=2.0 * named.epsilon)
+    data = training.frames_of(checked(BASE | {"data": {"structures": [str(tmp_path / "argon.extxyz")]}}, "'file'").data)
+    table = {"copies": 2, "energies_of": "lj-argon-gk", "losses": {"energy": {}, "forces": {}}}
+    made, _ = training.replayed(start, checked(BASE | {"replay": table}, "'file'").replay, data, 3)
+    assert len(made) == 4 and all(frame.stress is None for frame in made)
+    for frame in made:
+        said = evaluate(named, frame.system)
+        assert abs(frame.energy - said["energy"]) < 1e-5 * frame.n_atoms  # labels are in float32
+        np.testing.assert_allclose(frame.forces, 2.0 * said["forces"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
