@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmd_thermal._backend import check_toolchain, double_precision
+from jaxmd_thermal._backend import check_toolchain, double_precision, forget_programs
 from jaxmd_thermal.derivatives import required_cutoff
 from jaxmd_thermal.errors import InputError, UnstableError
 from jaxmd_thermal.training.batches import Batch, Batches, Pack, prefetched
@@ -103,6 +103,7 @@ def fit(
         raise InputError(f"patience is {patience}, but nothing is validated: give validation data, or leave it out")
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    forget_programs()
     devices = list(jnp.zeros(()).devices() if devices is None else devices)
     with double_precision(), jax.default_device(devices[0]):
         check_toolchain()

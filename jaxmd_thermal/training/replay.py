@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmd_thermal._backend import double_precision
+from jaxmd_thermal._backend import double_precision, forget_programs
 from jaxmd_thermal.derivatives import required_cutoff
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.system import System
@@ -195,6 +195,7 @@ def _said(potential: Any, frames: Sequence[Frame], batch_size: int, dtype: str):
     function: Any = {"float32": _single, "float64": _double}.get(dtype)
     if function is None:
         raise InputError(f"dtype is {dtype!r}; it must be 'float64' or 'float32'")
+    forget_programs()
     with double_precision():
         batches = Batches(frames, required_cutoff(potential), batch_size, species=getattr(potential, "species", None))
         found: list[tuple[Pack, dict[str, np.ndarray]]] = []

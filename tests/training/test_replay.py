@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import optax
 import pytest
 from ase.build import bulk
 
-from jaxmd_thermal import evaluate, fit
+from jaxmd_thermal import _backend, evaluate, fit
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.potentials import LennardJones
 from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, Stress
@@ -110,3 +111,16 @@ def test_co_training_keeps_what_fine_tuning_forgets():
         )
         change[name] = forgetting(BASE, result.potential, unseen)["energy_meV_atom"]
     assert change["with replay"] < 0.5 * change["alone"], change
+
+
+@pytest.mark.skipif(not _backend.MAPS.exists(), reason="the system does not tell memory maps")
+@pytest.mark.parametrize("allowed, times", [(0, 1), (10**9, 0)])
+def test_programs_are_forgotten_before_memory_maps_run_out(monkeypatch, allowed, times):
+    """Several trainings and evaluations of one process: each begins with room for its programs."""
+    calls = []
+    monkeypatch.setattr(_backend, "SOME_MAPS", allowed)
+    monkeypatch.setattr(jax, "clear_caches", lambda: calls.append(0))
+    frames = labelled(BASE, rattled(crystals()[:1]))
+    assert len(calls) == times
+    fit(BASE, frames, [Forces(1.0)], steps=1, precision="float64", average=0.0)
+    assert len(calls) == 2 * times
