@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmd_thermal._backend import check_toolchain, double_precision
 from jaxmd_thermal._routes import BLOCK, Wanted, cast, term_derivatives
-from jaxmd_thermal.errors import InputError, UnsupportedError
+from jaxmd_thermal.errors import InputError, UnstableError, UnsupportedError
 from jaxmd_thermal.neighbors import NeighborList, allocate, check_sites
 from jaxmd_thermal.potentials.base import Potential, is_long_range, neighbor_demands, reference_energies, terms_of
 from jaxmd_thermal.system import System
@@ -198,7 +198,8 @@ def evaluate(
       dict of arrays in the units of `derivatives.calculate`.
 
     Raises:
-      InputError: unknown quantity, element or dtype, missing or non-finite velocities, two atoms on one site.
+      InputError: unknown quantity, element or dtype, missing or non-finite velocities, atoms that overlap.
+      UnstableError: a property is not finite.
       UnsupportedError: a heat flux of a potential with long-range terms.
     """
     quantities = (quantities,) if isinstance(quantities, str) else tuple(quantities)
@@ -217,7 +218,7 @@ def evaluate(
     with double_precision():
         check_toolchain()
         neighbors = allocate(system, required_cutoff(potential), **neighbor_demands(potential, moving=False))
-        check_sites(system, neighbors)
+        check_sites(system, neighbors, potential)
         out = _evaluate(
             potential,
             system.positions,
@@ -230,7 +231,22 @@ def evaluate(
             quantities=quantities,
             dtype=dtype,
         )
-        return {name: np.asarray(value) for name, value in out.items()}
+        return finite({name: np.asarray(value) for name, value in out.items()})
+
+
+def finite(found: dict[str, Any]) -> dict[str, Any]:
+    """The properties of a structure, if they are numbers.
+
+    Raises:
+      UnstableError: names those that are not finite.
+    """
+    bad = [name for name, value in found.items() if not np.all(np.isfinite(value))]
+    if bad:
+        raise UnstableError(
+            f"the potential gives {', '.join(sorted(bad))} that are not finite for this structure: are atoms too close, "
+            "or outside of what the potential knows?"
+        )
+    return found
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -262,7 +278,11 @@ def hessian_columns(potential: Potential, atoms, columns, dtype="float64"):
     system = System.from_atoms(atoms)
     check_dtype(dtype)
     check_potential(potential, system)
-    columns = np.atleast_1d(np.asarray(columns if isinstance(columns, np.ndarray) else list(columns)))
+    columns = np.atleast_1d(
+        np.asarray(columns if np.isscalar(columns) or isinstance(columns, np.ndarray) else list(columns))
+    )
+    if columns.ndim != 1:
+        raise InputError(f"columns have the shape {columns.shape}; a list of whole numbers 3 * atom + axis is needed")
     if columns.size and (columns.dtype.kind not in "iu" or columns.min() < 0 or columns.max() >= 3 * system.n_atoms):
         raise InputError(
             f"columns are {columns.tolist()[:8]}...; each must be a whole number 3 * atom + axis between 0 and "
@@ -273,9 +293,10 @@ def hessian_columns(potential: Potential, atoms, columns, dtype="float64"):
     with double_precision():
         check_toolchain()
         neighbors = allocate(system, required_cutoff(potential), **neighbor_demands(potential, moving=False))
-        check_sites(system, neighbors)
+        check_sites(system, neighbors, potential)
         where = (system.positions, system.cell, system.numbers, neighbors)
-        return np.asarray(_hessian_columns(potential, *where, columns.astype(np.int32), dtype=dtype))
+        found = _hessian_columns(potential, *where, columns.astype(np.int32), dtype=dtype)
+        return finite({"Hessian columns": np.asarray(found)})["Hessian columns"]
 
 
 def check_dtype(dtype) -> None:

@@ -318,6 +318,18 @@ def test_sizes_are_resumed_and_a_folder_of_another_run_is_refused_first(
     assert len(fake_green_kubo) == computed, "refused before anything is computed"
 
 
+@pytest.mark.parametrize("sizes", [(), ("--sizes", "1", "1", "1", "--sizes", "2", "1", "1")])
+def test_devices_are_chosen_before_weights_are_read(sizes, in_folder, fake_green_kubo, monkeypatch):
+    """Reading an exported potential starts JAX's backend; replicas would then stay on one core."""
+    from jaxmd_thermal.io import models
+
+    order, read = [], models.load_potential
+    monkeypatch.setattr("jaxmd_thermal._backend.use_all_cores", lambda: order.append("devices"))
+    monkeypatch.setattr(models, "load_potential", lambda *a, **k: order.append("weights") or read(*a, **k))
+    assert call(*GREEN_KUBO, "--steps", "3000", *sizes, "--out", "d") == 0
+    assert order[:2] == ["devices", "weights"]
+
+
 def test_dry_run_computes_nothing(in_folder, fake_green_kubo, capsys):
     assert call(*GREEN_KUBO, "--supercell", "4", "4", "4", "--dry-run") == 0
     shown = capsys.readouterr().out

@@ -9,9 +9,9 @@ from ase import Atoms
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxmd_thermal import evaluate, potentials
+from jaxmd_thermal import Calculator, evaluate, hessian_columns, potentials
 from jaxmd_thermal._backend import double_precision
-from jaxmd_thermal.errors import CapacityError, InputError, Status
+from jaxmd_thermal.errors import CapacityError, InputError, Status, UnstableError
 from jaxmd_thermal.neighbors import NeighborPlan, allocate, build, check_sites, make_plan, outdated, refresh
 from jaxmd_thermal.system import System
 from tests.oracles import brute_force_pairs, sorted_pairs, structure
@@ -290,6 +290,34 @@ def test_two_atoms_on_one_site():
         system = System.from_atoms(atoms)
         with pytest.raises(InputError, match=r"atoms (0 and 1|1 and 0)"):
             check_sites(system, allocate(system, 5.0))
+
+
+def test_atoms_that_overlap():
+    """A network says nothing of cores that overlap; a pair potential, or a sum with one, does."""
+    network = potentials.EquivariantNetwork.create(0, (14,), 4.0, 1, channels=4)
+    lj = potentials.LennardJones(0.01, 2.0, 4.0)
+    near, apart = (Atoms("Si2", positions=[[0.0, 0, 0], [0, 0, d]], cell=[9.0] * 3, pbc=True) for d in (0.88, 0.90))
+    for wrong in (lambda: evaluate(network, near), lambda: Calculator(network).get_potential_energy(near)):
+        with pytest.raises(InputError, match=r"\(Si\) and . \(Si\) overlap.* 0.880 Å apart.* under 0.888 Å .*units"):
+            wrong()
+    evaluate(network, apart)
+    evaluate(lj, near)
+    evaluate(lj + network, near)
+
+
+def test_columns_are_one_list():
+    atoms = Atoms("Ar2", positions=[[0.0, 0, 0], [0, 0, 3.8]], cell=[9.0] * 3, pbc=True)
+    lj = potentials.LennardJones(0.01, 3.4, 4.0)
+    np.testing.assert_array_equal(hessian_columns(lj, atoms, 5), hessian_columns(lj, atoms, [5]))
+    with pytest.raises(InputError, match=r"columns have the shape \(2, 2\)"):
+        hessian_columns(lj, atoms, np.array([[0, 1], [5, 4]]))
+
+
+def test_a_potential_that_is_not_finite():
+    atoms = Atoms("Ar2", positions=[[0.0, 0, 0], [0, 0, 3.0]], cell=[9.0] * 3, pbc=True)
+    for wrong in (evaluate, lambda potential, atoms: hessian_columns(potential, atoms, [0])):
+        with pytest.raises(UnstableError, match="not finite"):
+            wrong(potentials.LennardJones(float("nan"), 3.4, 4.0), atoms)
 
 
 @pytest.mark.parametrize("cutoff, skin", [(0.0, 1.0), (np.inf, 1.0), (np.nan, 1.0), (3.0, -0.1), (3.0, np.nan)])

@@ -78,7 +78,7 @@ VARIANTS = {
         "replay.copies": 2,
         "replay.batch_size": 16,
     },
-    # After a first part without replay (PART): its forces are replayed, and the energies that nequix-mp-1 had.
+    # After a first part without replay (PART, PARTS): its forces are replayed, and the energies that nequix-mp-1 had.
     "restored-energies": {
         "replay.structures": ("$REPLAY/*.extxyz",),
         "replay.energies_only": None,
@@ -99,7 +99,9 @@ VARIANTS = {
     "stress": {"data.stress_at_rest": True, "losses.stress": {"weight": 5.0}},
 }
 PART = {"steps": 400, "replay": None}
-"""The first part of `restored-energies`."""
+PARTS = 3
+"""The first part of `restored-energies` is the mean of so many trainings that differ by their seed (Wortsman et al., ICML 2022,
+23965: averaged weights of fine-tunings). What one of them changes by chance is large where no phonon data hold it."""
 PART_FORCES = 16.0
 """meV/Å: by how much it may change forces of solids, which the second part then holds; a margin to the limit of 20."""
 
@@ -153,7 +155,10 @@ def main(options) -> int:
         halves = {k: rattled(v, 1, seed=1) for k, v in zip(("where it was chosen", "elsewhere"), apart)}
     chosen_on = halves.get("where it was chosen", [])
     if "replay.energies_of" in changes:
-        part = trained(load_training(options.config, PART | drawn), out / "first_part")[0].potential
+        part, first = None, load_training(options.config, PART | drawn)
+        for k in range(PARTS):  # their mean, and what they do not share cancels
+            one = trained(first.model_copy(update={"seed": first.seed + k}), out / f"first_part_{k}")[0].potential
+            part = one if part is None else interpolated(part, one, 1 / (k + 1))
         share = 1.0
         if chosen_on:
             share, seen = kept_share(models[START], part, chosen_on, float("inf"), PART_FORCES, batch_size=8)

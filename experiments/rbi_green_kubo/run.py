@@ -1,6 +1,6 @@
 """Thermal conductivity of rocksalt RbI at 300 K with a foundation potential, by Green-Kubo, beside the lattice value.
 
-    python experiments/rbi_green_kubo/run.py --reduced --out runs/rbi-reduced      (ten minutes on two cores)
+    python experiments/rbi_green_kubo/run.py --reduced --out runs/rbi-reduced      (half an hour on two cores)
     python experiments/rbi_green_kubo/run.py --out runs/rbi                        (the size that counts; for a GPU)
 
 The same command again continues a run that was stopped, or only rebuilds the report of a finished one.
@@ -30,7 +30,13 @@ START = 7.44
 """Å, from where the lattice constant is relaxed."""
 FORCE_TOLERANCE = 1e-4
 """eV/Å."""
-REFERENCES = [("lattice dynamics with PBE force constants (phonondb, LBTE with NAC), 300 K", 1.788, None)]
+REFERENCES = [
+    ("lattice dynamics with PBE force constants (phonondb; Wigner, RTA linewidths, without NAC), 300 K", 1.788, None)
+]
+BY_POTENTIAL = {
+    "nequix-mp-1": ("lattice dynamics with this potential (Wigner, the protocol of phonondb103), 300 K", 1.134, None)
+}
+"""Of `experiments/phonondb103`: what Green-Kubo of the same potential is to be compared with."""
 REDUCED = (
     "This is a reduced run: 64 atoms hold few phonons, and the time is short. It shows that everything works together; the\n"
     "number to compare is that of the whole size (without --reduced)."
@@ -68,7 +74,7 @@ def main(out: Path, reduced: bool, potential: str) -> int:
     announce(f"Thermal conductivity of RbI, {document['n_atoms']} atoms, {potential}, W/(m K)")
     label = "this run" + (f", mean {mean:.0f} K" if mean else "") + (" (reduced)" if reduced else "")
     announce(f"  {with_error(*conductivity(entry)):<18} {label}")
-    for name, value, error in REFERENCES:
+    for name, value, error in REFERENCES + ([BY_POTENTIAL[potential]] if potential in BY_POTENTIAL else []):
         announce(f"  {with_error(value, error):<18} {name}")
     announce(f"  verdict on this run: {entry['verdict']['text']}")
     if reduced:

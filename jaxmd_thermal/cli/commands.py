@@ -38,11 +38,13 @@ def run(verb: str, typed: dict[str, Any], config: str | None, *, dry_run: bool =
 
 def one(verb: str, settings: Any, out: Path, dry_run: bool) -> Any:
     """One run in one folder: its result, with results.json, run.h5 and report.html written."""
+    from jaxmd_thermal._backend import enable_compilation_cache, use_all_cores
     from jaxmd_thermal.cli.progress import announce, reporter
     from jaxmd_thermal.io.ase import formula, supercell
     from jaxmd_thermal.io.models import load_potential
     from jaxmd_thermal.report import build_report
 
+    use_all_cores()  # before the weights: reading an exported potential starts the backend, and then it is too late
     potential = load_potential(settings.potential)
     atoms = supercell(settings.structure, settings.supercell)
     options = _options(verb, settings, atoms)
@@ -55,10 +57,7 @@ def one(verb: str, settings: Any, out: Path, dry_run: bool) -> Any:
 
         announce(estimate(verb, potential, atoms, settings, options.get("spectral_lags", 0)))
         return None
-    from jaxmd_thermal._backend import enable_compilation_cache, use_all_cores
-
     remember(out, verb, settings, atoms)
-    use_all_cores()
     enable_compilation_cache()
     with reporter() as progress:
         result = _call(_function(verb), potential, atoms, **options, out=out, progress=progress)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmd_thermal._backend import quiet_compiler, writable_directory
+from jaxmd_thermal._backend import enable_compilation_cache, quiet_compiler, writable_directory
 from jaxmd_thermal.cli.progress import announce
 from jaxmd_thermal.cli.training import read_manifest
 from jaxmd_thermal.errors import InputError
+from jaxmd_thermal.transport.results import write_json
 
 
 def run(
@@ -28,6 +28,7 @@ def run(
 ) -> int:
     """Evaluate potentials, the first of which is the one that the others are compared with. Returns the exit code."""
     quiet_compiler()
+    enable_compilation_cache()
     named, functionals = compounds_of(paths, manifest, split)
     from jaxmd_thermal.io.models import load_potential
     from jaxmd_thermal.training.data import told_apart
@@ -125,7 +126,7 @@ def written(tables: dict[str, Any], out: Path) -> None:
             "classification": table.classification(), "compounds": table.records(),
         }  # fmt: skip
         rows += [{"model": name, **record} for record in table.records()]
-    (folder / "phonons.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
+    write_json(document, folder / "phonons.json")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (folder / "phonons.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

@@ -13,6 +13,7 @@ def run_sizes(settings: Any, dry_run: bool) -> int:
     """The same run in several cells; the largest is the result, and its verdict knows of the others."""
     import numpy as np
 
+    from jaxmd_thermal._backend import use_all_cores
     from jaxmd_thermal.io.ase import supercell
     from jaxmd_thermal.io.models import load_potential
     from jaxmd_thermal.report import build_report
@@ -27,6 +28,7 @@ def run_sizes(settings: Any, dry_run: bool) -> int:
     sizes = sorted(set(settings.sizes), key=np.prod)
     if not dry_run:
         # `resume` needs to know the whole from the start; what is refused leaves nothing behind.
+        use_all_cores()  # as in `commands.one`
         load_potential(settings.potential)
         supercell(settings.structure, sizes[-1])
         commands.remember(out, "green-kubo", settings)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmd_thermal._backend import quiet_compiler
+import numpy as np
+
+from jaxmd_thermal._backend import enable_compilation_cache, quiet_compiler
 from jaxmd_thermal.cli.progress import announce, duration
 from jaxmd_thermal.cli.training_settings import Data, Losses, Network, Replay, TrainingSettings, load_training
 from jaxmd_thermal.errors import InputError, nearest
@@ -24,6 +26,7 @@ OTHER_COPIES = 7919
 def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = False) -> int:
     """Train by a TOML file; a folder with an unfinished training of the same settings is resumed. Returns the exit code."""
     quiet_compiler()
+    enable_compilation_cache()
     typed = {key: value for key, value in changes.items() if value is not None}
     if "steps" in typed:
         typed["epochs"] = None  # what is typed takes the place of the file's epochs
@@ -52,12 +55,19 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     from jaxmd_thermal.training.fit import fit
     from jaxmd_thermal.training.networks import with_block
     from jaxmd_thermal.training.optimizers import adamw, chosen, rate
-    from jaxmd_thermal.training.records import CoTraining
+    from jaxmd_thermal.training.records import CoTraining, digest_of
     from jaxmd_thermal.training.replay import forgetting
 
     third = settings.losses.third is not None
     data = frames_of(settings.data, third)
     validation = frames_of(settings.validation, third) if settings.validation is not None else []
+    known = {digest_of([f]) for f in data}
+    twice = [f.source for f in validation if digest_of([f]) in known]
+    if twice:
+        raise InputError(
+            f"{len(twice)} of the structures for validation are trained on as well, for example {twice[0]}: take others, or "
+            "leave [validation] out"
+        )
     if settings.validation_fraction:
         data, more = split_by_compound(data, settings.validation_fraction, settings.seed)
         validation += more
@@ -135,7 +145,7 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
     if settings.energies_of is not None:
         other = labelled(_named(settings.energies_of), made)
         made = [frame.replace(energy=theirs.energy, stress=None) for frame, theirs in zip(made, other, strict=True)]
-    names = [getattr(s, "compound", "") or str(s.symbols) for s in sources]
+    names = [frame.compound for frame in sources]
     # Where the replay holds the structures at rest, what else is said of them is still to be seen.
     apart = settings.rattle or Replay.model_fields["rattle"].default
     return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + OTHER_COPIES, names=names)
@@ -215,11 +225,13 @@ def potential_of(settings: TrainingSettings, data: list[Any]) -> Any:
 def new_network(n: Network, data: list[Any], seed: int) -> Any:
     """A network with random weights, scaled by the statistics of the data."""
     from jaxmd_thermal.potentials import EquivariantNetwork, Nequix
+    from jaxmd_thermal.training.data import check_frames
     from jaxmd_thermal.training.networks import with_statistics
     from jaxmd_thermal.training.statistics import statistics
 
-    found = statistics(data, n.cutoff)
     species = n.species or sorted({int(z) for f in data for z in f.numbers})
+    check_frames(data, species)
+    found = statistics(data, n.cutoff)
     neighbors = max(found.neighbors or 1.0, 1.0)
     if n.kind == "Nequix":
         channels = (n.channels,) * (n.lmax + 1) if isinstance(n.channels, int) else n.channels
@@ -265,9 +277,34 @@ def _files(patterns: Sequence[str]) -> list[Path]:
 
 
 def _structures(patterns: Sequence[str]) -> list[Any]:
+    """Structures of files as frames without labels."""
     from ase.io import read
 
-    return [atoms for path in _files(patterns) for atoms in read(path, index=":")]
+    from jaxmd_thermal.system import System
+    from jaxmd_thermal.training.data import Frame
+
+    out = []
+    for path in _files(patterns):
+        try:
+            found = read(path, index=":")
+        except Exception as error:  # ASE raises whatever its many readers do
+            raise InputError(
+                f"'{path}' cannot be read as structures ({type(error).__name__}: {error}): give files that ASE reads"
+            ) from error
+        for k, atoms in enumerate(found):
+            system = System.from_atoms(atoms)
+            named = {"compound": str(atoms.symbols), "source": f"'{path}', frame {k}"}
+            positions, cell = np.asarray(system.positions, float), np.asarray(system.cell, float)
+            out.append(Frame(np.asarray(system.numbers, np.int32), positions, cell, system.pbc, **named))
+    return out
+
+
+def _by_name(patterns: Sequence[str]) -> list[tuple[str, Path]]:
+    """(compound, file) of files of phonopy: in the usual layout all have one name and their folders tell them apart."""
+    from jaxmd_thermal.training.data import compound_of, told_apart
+
+    files = _files(patterns)
+    return list(zip(told_apart(files, [compound_of(f) for f in files]), files, strict=True))
 
 
 def _one_of_each(frames: Sequence[Any]) -> list[Any]:
@@ -285,8 +322,8 @@ def frames_of(data: Data, third: bool = False) -> list[Any]:
     frames: list[Any] = []
     for path in _files(data.structures):
         frames += read_frames(path, check_units=data.check_units)
-    at_rest: list[tuple[str | None, Path]] = [(None, p) for p in _files(data.phonons)]
-    displaced: list[tuple[str | None, Path]] = [(None, p) for p in _files(data.displaced)]
+    at_rest: list[tuple[str, Path]] = _by_name(data.phonons)
+    displaced: list[tuple[str, Path]] = _by_name(data.displaced)
     if data.manifest is not None:
         chosen = [(r["key"], r["path"]) for r in read_manifest(data.manifest) if r.get("split") in data.split]
         if not chosen:
@@ -299,7 +336,7 @@ def frames_of(data: Data, third: bool = False) -> list[Any]:
         )  # fmt: skip
     for name, path in displaced:
         frames += read_displaced_frames(path, compound=name, check_units=data.check_units)
-    known = {f.compound for f in frames} | {name for name, _ in (*at_rest, *displaced) if name}
+    known = {f.compound for f in frames} | {name for name, _ in (*at_rest, *displaced)}
     unknown = sorted(set(data.exclude) - known)
     if unknown:
         raise InputError(f"exclude names {unknown}, which are not in the data{nearest(unknown[0], known)}")

@@ -60,7 +60,10 @@ class Losses(Strict):
 
 
 class Data(Strict):
-    """Where labelled structures come from; the kinds add up. Paths may hold wildcards, `~` and `$VARIABLES`."""
+    """Where labelled structures come from; the kinds add up. Paths may hold wildcards, `~` and `$VARIABLES`.
+
+    `split` picks rows of the manifest: "train" unless it is given, in the table [validation] "validation".
+    """
 
     structures: tuple[str, ...] = ()
     phonons: tuple[str, ...] = ()
@@ -186,6 +189,11 @@ class TrainingSettings(Strict):
     tensorboard: bool = False
     check_units: bool = True
     out: str | None = None
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _rows(cls, value: Any) -> Any:
+        return {"split": ("validation",)} | value if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _consistent(self):

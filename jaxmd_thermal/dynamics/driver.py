@@ -167,7 +167,7 @@ def _execute(
 
     check(plan)
     neighbors = allocate(copies, plan.cutoff, plan.skin, plan=plan)
-    check_sites(copies, neighbors)
+    check_sites(copies, neighbors, potential)
     md = MDState(
         positions=jnp.asarray(copies.positions),
         velocities=jnp.asarray(velocities),

@@ -17,8 +17,8 @@ from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxmd_thermal._backend import check_toolchain, double_precision
-from jaxmd_thermal.derivatives import QUANTITIES, calculate, check_dtype, check_potential, required_cutoff
-from jaxmd_thermal.errors import InputError, UnstableError, UnsupportedError
+from jaxmd_thermal.derivatives import QUANTITIES, calculate, check_dtype, check_potential, finite, required_cutoff
+from jaxmd_thermal.errors import InputError, UnsupportedError
 from jaxmd_thermal.io.ase import atoms_from, velocities_of
 from jaxmd_thermal.io.models import load_potential
 from jaxmd_thermal.neighbors import allocate, check_sites, outdated
@@ -164,13 +164,7 @@ class Calculator(ase_calculator.Calculator):
                 dtype=self.dtype,
             )
             out = {name: np.array(value) for name, value in out.items()}
-        bad = [name for name, value in out.items() if not np.all(np.isfinite(value))]
-        if bad:
-            raise UnstableError(
-                f"the potential gives {', '.join(sorted(bad))} that are not finite for this structure: are atoms too close, "
-                "or outside of what the potential knows?"
-            )
-        return out
+        return finite(out)
 
     def _prepare(self, system: System) -> None:
         """A potential on the device and a neighbour list that holds for this structure."""
@@ -190,7 +184,7 @@ class Calculator(ase_calculator.Calculator):
         )
         self._list_of = None
         self._neighbors = allocate(system, required_cutoff(self.potential), **capacities)
-        check_sites(system, self._neighbors)
+        check_sites(system, self._neighbors, self.potential)
         self._list_of = (kind, numbers)
 
 

@@ -7,6 +7,7 @@ Only classes of `jaxmd_thermal.potentials` are ever built from it, so a file fro
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -65,6 +66,7 @@ def save_potential(potential: Any, folder: str | Path, *, overwrite: bool = Fals
             "potential": spec,
             "arrays": leaves,
             "digest": save_arrays(part / ARRAYS, arrays) if arrays else None,
+            "description": _digest(spec, leaves),
         }
         (part / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         if folder.exists():
@@ -113,7 +115,18 @@ def read_potential(folder: str | Path) -> Any:
             f"'{folder}' describes no potential ({type(error).__name__}: {error}): it is damaged or was changed; export it "
             "again"
         ) from error
+    known = document.get("description")  # exports of before this entry lack it
+    if known is not None and known != _digest(document["potential"], document["arrays"]):
+        raise InputError(
+            f"'{folder / DOCUMENT}' was changed after it was written, or is damaged: export or copy it again; another "
+            "architecture needs other weights"
+        )
     return potential
+
+
+def _digest(spec: Any, leaves: Any) -> str:
+    """Of what the JSON says of the potential: numbers of the architecture make other energies without a warning."""
+    return hashlib.sha256(json.dumps([spec, leaves], sort_keys=True).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

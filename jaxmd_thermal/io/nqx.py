@@ -17,6 +17,8 @@ NEEDED = (
     "radial_mlp_layers", "radial_polynomial_p", "shift", "scale", "avg_n_neighbors",
 )  # fmt: skip
 MEMBERS = ("linear_1", "linear_2", "skip", "norm")
+FUNCTION = {"index_weights": False, "layer_norm": True, "add_repulsion": False}
+"""Options of the reference implementation that change the function, with the values that this one has."""
 
 
 def read_nqx(path) -> Nequix:
@@ -31,15 +33,15 @@ def read_nqx(path) -> Nequix:
     try:
         with path.open("rb") as file:
             header = _header(path, file.readline())
-            network, cutoff, species = _architecture(path, header)
+            network, cutoff, species, scale, shift = _architecture(path, header)
             references = _record(path, file, "atomic energies", (len(species),))
             params = _parameters(path, file, network)
     except OSError as error:
         raise InputError(f"cannot read the weights '{path}': {error.strerror or error}") from error
     return Nequix(
         params=params,
-        scale=np.asarray(header["scale"], np.float64),
-        references=references + float(header["shift"]),
+        scale=np.asarray(scale, np.float64),
+        references=references + shift,
         network=network,
         cutoff=cutoff,
         species=species,
@@ -56,13 +58,11 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
     missing = [key for key in NEEDED if key not in header] if isinstance(header, dict) else list(NEEDED)
     if missing:
         raise InputError(f"the header of '{path}' lacks {', '.join(missing)}: it is no Nequix model that we know")
-    unknown = [
-        key for key, value in (("index_weights", False), ("layer_norm", True)) if header.get(key, value) != value
-    ]
+    unknown = [key for key, value in FUNCTION.items() if header.get(key, value) != value]
     if unknown:
         raise InputError(
-            f"'{path}' has {', '.join(f'{key} = {header[key]}' for key in unknown)}; only networks with a layer norm and "
-            "weights that do not depend on the species are supported"
+            f"'{path}' has {', '.join(f'{key} = {header[key]}' for key in unknown)}; only networks with a layer norm, without "
+            "a repulsion, and with weights that do not depend on the species are supported"
         )
     return header
 
@@ -81,37 +81,52 @@ def _channels(path: Path, irreps: str) -> tuple[int, ...]:
     return tuple(channels)
 
 
-def _architecture(path: Path, header) -> tuple[NequixNetwork, float, tuple[int, ...]]:
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or float(value) != int(value):
+        raise ValueError(f"{value} is not a whole number")
+    return int(value)
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not np.isfinite(float(value)):
+        raise ValueError(f"{value} is not a finite number")
+    return float(value)
+
+
+def _architecture(path: Path, header) -> tuple[NequixNetwork, float, tuple[int, ...], float, float]:
+    """Network, cutoff, species, scale and shift."""
     try:
-        species = tuple(sorted(int(n) for n in header["atomic_numbers"]))
-        power = float(header["radial_polynomial_p"])
+        species = tuple(sorted(_whole(n) for n in header["atomic_numbers"]))
         network = NequixNetwork(
             n_species=len(species),
             channels=_channels(path, header["hidden_irreps"]),
-            layers=int(header["n_layers"]),
-            l_edge=int(header["lmax"]),
-            radial=int(header["radial_basis_size"]),
-            hidden=(int(header["radial_mlp_size"]),) * int(header["radial_mlp_layers"]),
-            power=int(power),
-            neighbors=float(header["avg_n_neighbors"]),
+            layers=_whole(header["n_layers"]),
+            l_edge=_whole(header["lmax"]),
+            radial=_whole(header["radial_basis_size"]),
+            hidden=(_whole(header["radial_mlp_size"]),) * _whole(header["radial_mlp_layers"]),
+            power=_whole(header["radial_polynomial_p"]),
+            neighbors=_finite(header["avg_n_neighbors"]),
             block=DEFAULT_BLOCK,
         )
-        cutoff = float(header["cutoff"])
+        cutoff, scale, shift = (_finite(header[key]) for key in ("cutoff", "scale", "shift"))
         check_architecture(network)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"the header of '{path}' cannot be understood: {error}") from error
-    if power != int(power) or cutoff <= 0 or len(set(species)) != len(species):
+    strange = [n for n in species if not 1 <= n <= 118]
+    if cutoff <= 0 or len(set(species)) != len(species) or strange:
         raise InputError(
-            f"the header of '{path}' has radial_polynomial_p = {power}, cutoff = {cutoff} and {len(species)} species; "
-            "needed are a whole power, a positive cutoff and distinct species"
+            f"the header of '{path}' has cutoff = {cutoff} and {len(species)} species, of which {strange} are no elements; "
+            "needed are a positive cutoff and distinct atomic numbers from 1 to 118"
         )
-    return network, cutoff, species
+    return network, cutoff, species, scale, shift
 
 
 def _record(path: Path, file, name: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header of a record can fail anywhere in its parser
         raise InputError(f"'{path}' ends or is damaged at its record '{name}' ({error}): get the file again") from error
     if array.shape != shape or array.dtype.kind != "f":
         raise InputError(
@@ -124,7 +139,10 @@ def _record(path: Path, file, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _parameters(path: Path, file, network: NequixNetwork) -> dict[str, Any]:
-    """The records in the order of the file: layer by layer, in each the radial maps, then the members by degree."""
+    """The records in the order of the file: layer by layer, in each the radial maps, then the members by degree.
+
+    What follows them is left alone: two of the published files go on with bytes that belong to no parameter.
+    """
     shapes = parameter_shapes(network)
     params: dict[str, Any] = {}
     for step in range(network.layers):

@@ -40,12 +40,17 @@ PROTOCOLS = {
 }
 
 
-def relaxed(potential: Any, atoms: Any, protocol: str = "leaderboard") -> Atoms:
-    """See `jaxmd_thermal.lattice.relax.relax`."""
+def check_protocol(protocol: str) -> None:
+    """Raises InputError for a protocol that is not known."""
     if protocol not in PROTOCOLS:
         raise InputError(
             f"there is no protocol '{protocol}'{nearest(protocol, PROTOCOLS)}: choose of {', '.join(PROTOCOLS)}"
         )
+
+
+def relaxed(potential: Any, atoms: Any, protocol: str = "leaderboard") -> Atoms:
+    """See `jaxmd_thermal.lattice.relax.relax`."""
+    check_protocol(protocol)
     settings = PROTOCOLS[protocol]
     start = atoms_from(atoms)
     if not all(start.pbc):

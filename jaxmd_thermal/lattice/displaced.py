@@ -137,7 +137,7 @@ def prepared_neighbors(potential: Potential, system: System, dtype: str, furthes
     # In steps of 0.1 Å, so that displacements of about the same length share one compiled program.
     skin = 0.1 * math.ceil(20.0 * furthest + 0.1) if furthest else 0.0
     neighbors = allocate(system, required_cutoff(potential), **(demands | {"skin": skin}))
-    check_sites(system, neighbors)
+    check_sites(system, neighbors, potential)
     return neighbors
 
 

@@ -106,7 +106,7 @@ def cell_of(potential: Potential, system: System) -> Cell:
     check_toolchain()
     demands: dict[str, Any] = neighbor_demands(potential, moving=False)
     neighbors = allocate(system, required_cutoff(potential), **(demands | {"skin": SKIN}))
-    check_sites(system, neighbors)
+    check_sites(system, neighbors, potential)
     return Cell(
         jnp.asarray(system.positions), jnp.asarray(system.cell), jnp.asarray(system.numbers), neighbors
     )  # fmt: skip

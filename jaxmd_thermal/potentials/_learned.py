@@ -96,7 +96,9 @@ def check_sizes(limits: dict[str, tuple[Any, float, float]]) -> None:
 def parameter_shapes(network) -> dict[str, Any]:
     """Tree of the parameters of a network, as shapes."""
     with double_precision():
-        return jax.eval_shape(lambda key: network.init(key, method="declare"), jax.random.key(0))["params"]
+        return jax.eval_shape(lambda: network.init(jax.random.key(0), method="declare"))[
+            "params"
+        ]  # the backend stays down
 
 
 def random_parameters(key, network) -> dict[str, Any]:

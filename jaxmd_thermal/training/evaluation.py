@@ -233,7 +233,8 @@ class PhononTable:
         left = self.only_one_has(before)
         kept = (replace(t, rows=tuple(r for r in t.rows if r.name not in left)) for t in (self, before))
         now, then = (table.means(**choice) for table in kept)
-        return float(np.mean([now[name] / then[name] for name in METRICS]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.mean([np.divide(now[name], then[name]) for name in METRICS]))
 
     def only_one_has(self, other: PhononTable) -> set[str]:
         """Compounds of which one of two tables has errors and the other has none."""
@@ -302,11 +303,15 @@ def evaluate_phonons(
     A compound on which the potential fails (an element that it does not know, no minimum) becomes a row without errors.
 
     Raises:
-      InputError: an unreadable file.
+      InputError: an unreadable file, an unknown protocol.
     """
     named: dict[str, str | Path]
     named = dict(paths) if isinstance(paths, Mapping) else by_compound(list(paths))  # type: ignore[arg-type]
     rows = []
+    if relaxed is not None:
+        from jaxmd_thermal.io.relax import check_protocol
+
+        check_protocol(relaxed)
     for done, (name, path) in enumerate(named.items()):
         forget_programs()
         if progress is not None:

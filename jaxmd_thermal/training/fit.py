@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmd_thermal._backend import check_toolchain, double_precision, forget_programs
@@ -25,7 +26,7 @@ from jaxmd_thermal.training.losses import Term, check_labels, check_losses, fact
 from jaxmd_thermal.training.optimizers import Partition, adamw, is_weight
 from jaxmd_thermal.training.plausibility import OFF, factor_of
 from jaxmd_thermal.training.records import CoTraining, FitResult, Memory, Progress, described, digest, digest_of
-from jaxmd_thermal.training.steps import PRECISIONS, Gradients, Program, State, added, validated
+from jaxmd_thermal.training.steps import PRECISIONS, Gradients, Program, State, added, odd_sources, validated
 
 VALIDATION_COLUMNS = 3
 """Columns of the Hessian that a validation looks at, always the same ones, at least."""
@@ -97,8 +98,15 @@ def fit(
     """
     if (steps is None) == (epochs is None):
         raise InputError(f"steps is {steps} and epochs is {epochs}: give one of them")
-    if min(accumulate, checkpoint_every, steps or 1, epochs or 1, validate_every or 1, patience or 1) < 1:
-        raise InputError("steps, epochs, accumulate, checkpoint_every, validate_every and patience must be at least 1")
+    counts = {
+        "steps": steps, "epochs": epochs, "accumulate": accumulate, "checkpoint_every": checkpoint_every,
+        "validate_every": validate_every, "patience": patience,
+    }  # fmt: skip
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}; it must be at least 1")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must not be negative")
     if patience is not None and not len(validation):
         raise InputError(f"patience is {patience}, but nothing is validated: give validation data, or leave it out")
     if precision not in PRECISIONS:
@@ -142,7 +150,7 @@ def fit(
                 "potential": digest([*jax.tree.leaves(weights), *others], partition.names), "data": digest_of(data),
                 "validation": digest_of(validation),
                 "co_training": co_training and [
-                    co_training.steps, co_training.batch_size, digest_of(co_training.frames),
+                    co_training.steps, co_training.batch_size, co_training.buckets, digest_of(co_training.frames),
                     [described(t, total) for t in co_training.losses],
                 ],
                 **(settings or {}),
@@ -185,6 +193,7 @@ class _Loop:
             return max_seconds is not None and memory.seconds > max_seconds
 
         while not memory.ended and not over():
+            count = len(self.main.steps(memory.epoch, self.parts, self.accumulate))
             for groups, batches in self._stream(self.main, memory.epoch, memory.position, self.accumulate):
                 self.good = (state, best, copy.deepcopy(memory))
                 state, loss, errors = self._step(state, self.main, groups, batches, self.losses, True, memory)
@@ -197,7 +206,7 @@ class _Loop:
                 memory.position += 1
                 for kind, value, said in done:
                     self._record({"kind": kind, "step": memory.step, "loss": value, **said})
-                last_of_epoch = memory.position == len(self.main.steps(memory.epoch, self.parts, self.accumulate))
+                last_of_epoch = memory.position == count
                 ended = memory.step >= self.total
                 due = last_of_epoch if validate_every is None else memory.step % validate_every == 0
                 if self.held is not None and (due or ended):
@@ -294,12 +303,14 @@ class _Loop:
                 for g, name in enumerate(source.sources(pack)):
                     known_said, said, known = (float(x) for x in products[part][:, g])
                     factor = factor_of(known_said, said, known)
+                    if factor is not None and label == "forces" and factor < 0:
+                        continue  # small forces near a minimum may have the other sign where the potential is a little off
                     if factor is not None and not 1 / OFF < factor < OFF:
                         unit = "eV/Å" if label == "forces" else "eV/Å²"
                         out.append(
                             f"{name}: its {label} ({unit}) are {factor:.3g} times those of the potential, which agrees with them "
-                            "in everything else: are forces, displacements or lengths in other units? If they are right, "
-                            "switch the check off (check_units=False)"
+                            "in everything else: are forces, displacements or lengths in other units, or of the other sign? "
+                            "If they are right, switch the check off (check_units=False)"
                         )
         return out
 
@@ -309,6 +320,15 @@ class _Loop:
         assert self.held is not None
         found = validated(self.program, state.average, self.held, self.losses, self.total - 1)
         memory.validation = found
+        if not np.isfinite(found["loss"]):
+            path = self._save(*self.good)
+            odd = odd_sources(self.program, state.average, self.held, self.losses)
+            raise UnstableError(
+                f"the loss of the validation after step {memory.step} is {found['loss']}; its structures: {'; '.join(odd)}. "
+                "Repair or drop them, or lower the learning rate"
+                + (f"; the last good state is in {path}" if path else ""),
+                path,
+            )
         self._record({"kind": "validation", "step": memory.step, **found})
         if found["loss"] < memory.best_loss:
             memory.best_loss, memory.best_step, memory.worse = found["loss"], memory.step, 0
@@ -327,7 +347,8 @@ class _Loop:
         return self.folder.save((state, best), vars(memory))
 
     def _result(self, state: State, best: Any, memory: Memory, stopped: str) -> FitResult:
-        chosen, at = (best, memory.best_step) if self.held is not None else (state.average, memory.step)
+        # Stopped before the first validation, nothing is known to be best; the weights it began with are not the result.
+        chosen, at = (best, memory.best_step) if memory.best_step else (state.average, memory.step)
         averaged, last = (
             self.program.partition.merge(jax.device_get(w), self.program.others) for w in (chosen, state.weights)
         )

@@ -18,6 +18,9 @@ SELF_TERMS = (0.7, 22.0)
 DISPLACEMENTS = (0.004, 0.09)
 """Å, lengths of the single displacements of finite-difference sets; 0.01 to 0.03 is usual."""
 
+NEAR = 0.8
+"""Å: frames that differ by more say nothing of each other; where third order spoils the sum, the correlation falls."""
+
 OFF = 4.0
 """Labels that agree with something else but for a factor beyond this are in other units."""
 
@@ -71,14 +74,20 @@ def _check_self_terms(structure: Frame | System, found: Mapping[int, float], sou
         apart = (positions - positions[atom]) @ inverse
         apart = np.linalg.norm((apart - np.rint(apart)) @ cell, axis=1)
         others = apart > 0.1
-        if not others.any() or self_term <= 0:
+        if not others.any():
             continue
         touching = covalent_radii[numbers[atom]] + covalent_radii[numbers[others]]
         near = apart[others]
         ratios.append(self_term / np.sum(COULOMB / (3.0 * near**3) * np.exp(-4.0 * (near / touching - 1.0))))
     if not ratios:
         return
-    typical = float(np.exp(np.mean(np.log(ratios))))
+    if np.mean(ratios) <= 0:
+        raise InputError(
+            f"{source}: its atoms are not driven back to where they are (self-terms of {min(found.values()):.3g} to "
+            f"{max(found.values()):.3g} eV/Å²): are forces or force constants of the other sign? If they are right, switch "
+            "the check off (check_units=False)"
+        )
+    typical = float(np.exp(np.mean(np.log([ratio for ratio in ratios if ratio > 0]))))
     low, high = SELF_TERMS
     if not low <= typical <= high:
         factor = typical / np.sqrt(low * high)
@@ -103,8 +112,9 @@ def check_displacements(displacements: np.ndarray, source: str) -> None:
 def check_energies_and_forces(frames: Sequence[Frame], source: str) -> None:
     """Compare differences of energy between similar structures with the work of their forces.
 
-    Consecutive frames of the same atoms in the same cell, no atom of which moves more than 0.3 Å, have
-    `E' - E = -1/2 (F + F') . (x' - x)` but for third order.
+    Consecutive frames of the same atoms, none of which moves more than `NEAR`, have but for third order
+    `E' - E = -1/2 (F + F') . dx + 1/2 V (stress + stress') : strain`, with `dx` what the scaled coordinates change by. Where
+    the cells differ, both stresses are needed.
 
     Raises:
       InputError: names the source and the factor between the two.
@@ -113,14 +123,22 @@ def check_energies_and_forces(frames: Sequence[Frame], source: str) -> None:
     for a, b in itertools.pairwise(frames):
         if a.energy is None or b.energy is None or a.forces is None or b.forces is None:
             continue
-        if not np.array_equal(a.numbers, b.numbers) or not np.allclose(a.cell, b.cell, atol=1e-6):
+        if not np.array_equal(a.numbers, b.numbers) or a.pbc != b.pbc:
             continue
-        moved = np.asarray(b.positions) - np.asarray(a.positions)
+        strained = not np.allclose(a.cell, b.cell, atol=1e-6)
+        if strained and (a.stress is None or b.stress is None):
+            continue
+        moved, more = np.asarray(b.positions) - np.asarray(a.positions), 0.0
         if all(a.pbc):
-            fractional = moved @ np.linalg.inv(a.cell)
-            moved = (fractional - np.rint(fractional)) @ a.cell
-        if np.max(np.abs(moved)) < 0.3:
-            work.append(-0.5 * float(np.sum((a.forces + b.forces) * moved)))
+            cell, other = np.asarray(a.cell, float), np.asarray(b.cell, float)
+            fractional = b.positions @ np.linalg.inv(other) - a.positions @ np.linalg.inv(cell)
+            moved = (fractional - np.rint(fractional)) @ (0.5 * (cell + other))
+            if strained:
+                change = np.linalg.inv(cell) @ other - np.eye(3)
+                volume = 0.5 * abs(np.linalg.det(cell) + np.linalg.det(other))
+                more = 0.5 * volume * float(np.sum((a.stress + b.stress) * 0.5 * (change + change.T)))
+        if np.max(np.abs(moved)) < NEAR:
+            work.append(more - 0.5 * float(np.sum((a.forces + b.forces) * moved)))
             gain.append(b.energy - a.energy)
     if len(work) < 4:
         return
@@ -128,17 +146,18 @@ def check_energies_and_forces(frames: Sequence[Frame], source: str) -> None:
     if factor is not None and not 1 / OFF < factor < OFF:
         raise InputError(
             f"{source}: energies differ by {factor:.3g} times the work of the forces between similar frames: are energies (eV), "
-            "forces (eV/Å) or lengths (Å) in other units? If they are right, switch the check off (check_units=False)"
+            "forces (eV/Å), stresses or lengths (Å) in other units, or of the other sign? "
+            "If they are right, switch the check off (check_units=False)"
         )
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> float | None:
-    """The factor from `one` to `other` if they agree but for it (correlation about zero above 0.8); else None."""
+    """The factor from `one` to `other` if they agree but for it (correlation about zero beyond 0.8); else None."""
     return factor_of(float(np.vdot(one, other)), float(np.vdot(one, one)), float(np.vdot(other, other)))
 
 
 def factor_of(product: float, one: float, other: float) -> float | None:
     """`agreement` from sums of products: of both, of the first with itself, of the other with itself."""
-    if not (one > 0 and other > 0 and product >= ALIKE * np.sqrt(one * other)):
+    if not (one > 0 and other > 0 and abs(product) >= ALIKE * np.sqrt(one * other)):
         return None
-    return float(np.sqrt(other / one))
+    return float(np.copysign(np.sqrt(other / one), product))

@@ -112,6 +112,7 @@ def digest_of(frames: Sequence[Frame]) -> str:
     arrays: list[Any] = []
     for f in frames:
         arrays += [f.numbers, f.positions, f.cell, f.energy, f.forces, f.stress, f.columns, f.hessian, f.third]
+        arrays += [] if all(f.pbc) else [np.array(f.pbc)]
     return digest(arrays)
 
 

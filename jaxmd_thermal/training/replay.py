@@ -35,7 +35,8 @@ def rattled(
       structures: ASE `Atoms`, `System`, paths of files, or frames.
       copies: of each.
       rattle: Å, standard deviation of each coordinate.
-      strain: standard deviation of the components of a symmetric strain, on top of positions and cell.
+      strain: standard deviation of the diagonal of a symmetric strain, on top of positions and cell; its other components
+        have that over the square root of two.
       seed: of both.
       names: of the compounds; None: numbered.
 
@@ -49,6 +50,7 @@ def rattled(
         system = structure.system if isinstance(structure, Frame) else System.from_atoms(structure)
         known = structure.compound if isinstance(structure, Frame) else ""
         name = names[i] if names is not None else known or f"structure {i}"
+        source = (structure.source if isinstance(structure, Frame) else "") or f"'{name}'"
         if strain > 0 and not all(system.pbc):
             raise InputError(f"'{name}' has the periodicity {system.pbc} and cannot be strained: take strain=0")
         for copy in range(copies):
@@ -65,7 +67,7 @@ def rattled(
                     cell,
                     system.pbc,
                     compound=name,
-                    source=f"'{name}', rattled copy {copy}",
+                    source=f"{source}, rattled copy {copy}",
                 )
             )
     return out

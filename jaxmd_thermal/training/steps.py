@@ -184,6 +184,16 @@ def added(one: Gradients | None, other: Gradients) -> Gradients:
     return Gradients(*total, other.products)
 
 
+def odd_sources(program: Program, weights: Any, held: Batches, losses: tuple[Term, ...]) -> list[str]:
+    """Where the structures of those batches came from whose sums are not finite."""
+    odd = []
+    for pack, batch in held.stream(None):
+        sums = jax.device_get(program.errors(weights, batch, losses))
+        if not all(np.all(np.isfinite(s)) for s in sums.values()):
+            odd += held.sources(pack)
+    return odd
+
+
 def validated(program: Program, weights: Any, held: Batches, losses: tuple[Term, ...], step: int) -> dict[str, float]:
     """Loss and mean absolute errors over a whole data set, always with the same columns.
 

@@ -279,6 +279,21 @@ def test_weights_and_architecture_must_belong_together(change, message, tmp_path
         load_potential(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [put(9.0, *FIELDS, "network", "fields", "neighbors"), put(-1.0, *FIELDS, "cutoff"), put("abc", *FIELDS, "cutoff")],
+)
+def test_numbers_of_the_architecture_are_as_they_were_written(change, tmp_path):
+    """They make other energies, and shapes of parameters do not tell."""
+    folder = save_potential(networks()["equivariant"](), tmp_path / "p")
+    file = folder / "potential.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"was changed|describes no potential|cutoff"):
+        load_potential(folder)
+
+
 def test_damaged_exports(tmp_path):
     folder = save_potential(mixture(), tmp_path / "p")
     text = (folder / "potential.json").read_text()

@@ -76,10 +76,10 @@ def test_example_configurations_are_valid(root):
         load_training(root / "nothing.toml")
 
 
-def trajectory(path, count):
+def trajectory(path, count, seed=0):
     """Rattled argon with the labels of a potential that is a little off."""
     teacher = load_potential("lj-argon-gk")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     frames = []
     for i in range(count):
         atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
@@ -118,6 +118,61 @@ def test_what_a_training_says_at_its_end(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert 'changed on other copies of the replayed structures: {"forces_meV_A": 1.5}' in said
     assert "finished after 4 steps; the potential of step 3" in said and "validation: forces meV/Å 2" in said
+
+
+def test_the_example_of_training_runs_on_such_data(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    trajectory(tmp_path / "data" / "silicon.extxyz", 3)
+    example = str(root / "experiments" / "examples" / "train.toml")
+    trajectory(tmp_path / "data" / "silicon_validation.extxyz", 2)  # the first two of the other file
+    with pytest.raises(InputError, match=r"2 of the structures for validation are trained on as well.*frame 0"):
+        training.run("train", example, {}, dry_run=True)
+    trajectory(tmp_path / "data" / "silicon_validation.extxyz", 2, seed=1)
+    assert training.run("train", example, {}, dry_run=True) == 0
+    assert "3 structures of 3 compounds, 2 for validation" in capsys.readouterr().out
+
+
+def test_validation_takes_the_rows_of_the_manifest_that_are_for_it():
+    tables = {"data": {"manifest": "m.csv"}, "validation": {"manifest": "m.csv"}}
+    settings = checked(BASE | tables, "'file'")
+    assert (settings.data.split, settings.validation.split) == (("train",), ("validation",))
+    settings = checked(BASE | tables | {"validation": {"manifest": "m.csv", "split": "test"}}, "'file'")
+    assert settings.validation.split == ("test",)
+
+
+def test_files_of_one_name_are_compounds_of_their_own(tmp_path, monkeypatch):
+    """phonopy's usual layout has a folder for each compound; replay takes one structure of each."""
+    files = [tmp_path / name / "phonopy_params.yaml" for name in ("NaCl", "LiF")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("")
+    asked = []
+    monkeypatch.setattr(datasets, "read_phonon_frames", lambda path, compound, **_: asked.append(compound) or [])
+    with pytest.raises(InputError, match="no structure"):
+        training.frames_of(checked(BASE | {"data": {"phonons": str(tmp_path / "*" / "*.yaml")}}, "'file'").data)
+    assert asked == ["LiF/phonopy_params", "NaCl/phonopy_params"]
+
+
+def test_what_is_wrong_with_files_names_them(tmp_path):
+    """Unknown elements and files that cannot be read, of the data and of the replay."""
+    trajectory(tmp_path / "argon.extxyz", 2)
+    data = [str(tmp_path / "argon.extxyz")]
+    silicon = BASE | {"potential": None, "network": {"cutoff": 4.0, "species": ["Si"]}, "data": {"structures": data}}
+    with pytest.raises(InputError, match=r"argon.extxyz', frame 0.* holds Ar"):
+        training.trained(checked(silicon, "'file'"), tmp_path / "out", dry_run=True)
+    (tmp_path / "bad.xyz").write_text("nonsense")
+    write(tmp_path / "silicon.extxyz", bulk("Si", "diamond", a=5.43))
+    frames = training.frames_of(checked(BASE | {"data": {"structures": data}}, "'file'").data)
+    for file, message in (
+        ("bad.xyz", "bad.xyz' cannot be read as structures"),
+        ("silicon.extxyz", "silicon.extxyz', frame 0.* Si"),
+    ):
+        table = {"structures": str(tmp_path / file), "losses": {"energy": {}}}
+        with pytest.raises(InputError, match=message):
+            training.replayed(
+                load_potential("lj-argon-gk"), checked(BASE | {"replay": table}, "'file'").replay, frames, 3
+            )
 
 
 def test_data_of_which_nothing_is_left(tmp_path):
@@ -253,6 +308,19 @@ def table_of(**errors):
         for name, error in errors.items()
     )  # fmt: skip
     return PhononTable(rows, 300.0, "reference", 5)
+
+
+def test_an_unknown_protocol_is_refused_before_anything_is_computed():
+    with pytest.raises(InputError, match="no protocol 'leaderbord', did you mean 'leaderboard'"):
+        phonon_evaluation.evaluated(
+            {"one": load_potential("sw-silicon")}, {"Si": "nothing.yaml"}, {}, relaxed="leaderbord"
+        )
+
+
+def test_numbers_that_no_compound_gives_are_null(tmp_path):
+    phonon_evaluation.written({"one": table_of(NaCl=None)}, tmp_path)
+    document = json.loads((tmp_path / "phonons.json").read_text(), parse_constant=pytest.fail)
+    assert document["one"]["means_per_atom"]["omega_max_K"] is None
 
 
 def test_potentials_are_compared_on_what_both_can_do():

@@ -25,6 +25,8 @@ from jaxmd_thermal.training.batches import Batches
 from jaxmd_thermal.training.data import Frame, compound_of, split_by_compound, told_apart
 from jaxmd_thermal.training.losses import HessianColumns, factors_of, total_loss
 from jaxmd_thermal.training.networks import with_statistics
+from jaxmd_thermal.training.plausibility import check_energies_and_forces, check_force_constants
+from jaxmd_thermal.training.replay import labelled, rattled
 from jaxmd_thermal.training.statistics import statistics
 
 ARGON = LennardJones(0.0104, 3.4, 5.5, "switch", switch_start=4.0)
@@ -83,6 +85,25 @@ def test_wrong_units_are_found(tmp_path, trajectory):
         found = float(re.search(r"by (\S+) times the work", str(caught.value)).group(1))
         assert found == pytest.approx(1 / factor, rel=0.05) and str(path) in str(caught.value)
         assert len(read_frames(path, check_units=False)) == 6
+
+
+@pytest.mark.parametrize("rattle, strain", [(0.04, 0.02), (0.02, 0.005), (0.12, 0.0)])
+def test_wrong_units_are_found_in_usual_training_sets(rattle, strain):
+    """Strained cells and large displacements: energies against the work of forces and stresses, in scaled coordinates."""
+    start = bulk("Ar", "fcc", a=5.2, cubic=True).repeat(2)
+    frames = labelled(ARGON, rattled([start], 12, rattle=rattle, strain=strain, seed=1), batch_size=4, dtype="float64")
+    check_energies_and_forces(frames, "set")
+    for factor in (10.0, 0.1, -1.0):
+        off = [f.replace(forces=factor * f.forces, stress=factor * f.stress) for f in frames]
+        with pytest.raises(InputError, match="other units, or of the other sign"):
+            check_energies_and_forces(off, "set")
+
+
+def test_force_constants_of_the_other_sign_are_found(silicon_file):
+    frame = read_phonon_frames(silicon_file(1.0, 1.0))[0]
+    check_force_constants(frame)
+    with pytest.raises(InputError, match="other sign"):
+        check_force_constants(frame.replace(hessian=-frame.hessian))
 
 
 def test_broken_frames_are_named(tmp_path, trajectory):

@@ -231,6 +231,32 @@ def test_a_potential_that_training_has_spoilt_is_no_witness_of_units(argon):
     assert result.steps == 2 and float(result.last.epsilon) == pytest.approx(100 * float(START.epsilon))
 
 
+def test_second_derivatives_of_the_other_sign_are_found(argon):
+    off = [f if f.hessian is None else f.replace(hessian=-f.hessian) for f in argon]
+    with pytest.raises(InputError, match=r"its hessian .* are -\d\.?\d* times those of the potential.* other sign"):
+        trained(off, epochs=1, check_units=True)
+
+
+def test_stopped_before_the_first_validation_the_result_is_what_was_trained(argon, monkeypatch):
+    ticks = count()
+    monkeypatch.setattr(
+        sys.modules["jaxmd_thermal.training.fit"], "time", SimpleNamespace(monotonic=lambda: next(ticks))
+    )
+    result = trained(argon, steps=12, validate_every=100, max_seconds=1.5)
+    assert result.stopped == "time" and 0 < result.steps < 12 and result.best_step == result.steps
+    assert abs(float(result.potential.sigma) - 3.40) < abs(float(START.sigma) - 3.40)
+
+
+def test_a_validation_that_is_not_finite_names_its_structures(argon, tmp_path):
+    """A label whose square is beyond all numbers."""
+    held = argon[8].replace(energy=1e300, source="the odd one")
+    with pytest.raises(
+        UnstableError, match=r"validation after step 5 is inf.*structures: the odd one\. .*last good state"
+    ):
+        fit(START, argon[:8], [EnergyPerAtom(1.0, "mse"), Forces(1.0)], OPTIMIZER, steps=12, batch_size=1, precision="float64",
+            validation=[held, argon[9]], validate_every=5, out=tmp_path)  # fmt: skip
+
+
 def test_terms_without_any_label_are_refused(argon):
     """In every data set; they would be zero for any weights, and the first validation would be the best."""
     for term in (Stress(), ThirdDerivatives()):
@@ -245,6 +271,8 @@ def test_terms_without_any_label_are_refused(argon):
 def test_numbers_that_make_no_sense(argon):
     for options, word in (
         ({}, "steps"), ({"steps": 1, "epochs": 1}, "epochs"), ({"steps": 1, "precision": "float16"}, "float16"),
+        ({"steps": 0}, "steps is 0"), ({"epochs": 0}, "epochs is 0"), ({"steps": 1, "validate_every": 0}, "validate_every is 0"),
+        ({"steps": 1, "patience": 0}, "patience is 0"), ({"steps": 1, "seed": -1}, "seed is -1"),
         ({"steps": 1, "accumulate": 0}, "accumulate"), ({"steps": 1, "patience": 2, "validation": ()}, "patience is 2"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
