@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,25 +76,72 @@ def _beside_reference(bench: Bench, n: int, precision: str, product: bool, path,
         )  # fmt: skip
 
 
-def unfolded_atoms(state: dict[str, np.ndarray], reach: float) -> int:
-    """Atoms and images within `reach` Å of any atom of an orthogonal cell: what an unfolded heat flux must evaluate."""
+def unfolded(state: dict[str, np.ndarray], reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the atoms of an orthogonal cell and of the images within `reach` Å of any of them, and the atom that each is.
+
+    What an unfolded heat flux must evaluate; the cell comes first.
+    """
     positions, lengths = state["positions"], np.diag(state["cell"])
     steps = [np.arange(-n, n + 1) for n in np.ceil(reach / lengths).astype(int)]
-    count = 0
-    for shift in np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3) * lengths:
-        for block in np.array_split(positions + shift, max(1, len(positions) // 64)):
-            distances = np.linalg.norm(block[:, None] - positions[None], axis=-1)
-            count += int((distances.min(axis=1) <= reach).sum())
-    return count
+    shifts = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    found, owners = [], []
+    for shift in shifts[np.argsort(np.abs(shifts).sum(axis=1), kind="stable")] * lengths:
+        for block in np.array_split(np.arange(len(positions)), max(1, len(positions) // 64)):
+            images = positions[block] + shift
+            near = np.linalg.norm(images[:, None] - positions[None], axis=-1).min(axis=1) <= reach
+            found.append(images[near])
+            owners.append(block[near])
+    return np.concatenate(found), np.concatenate(owners)
 
 
 def unfolding(bench: Bench) -> None:
-    """Atoms that the heat flux of nequix-mp-1 would need by unfolding the cell: four layers of 6 Å reach 24 Å."""
-    for n in bench.foundation_sizes:
-        needed = unfolded_atoms(crystals.silicon(n), 24.0)
+    """Atoms that the heat flux would need by unfolding the cell, and for the smallest cells its time over ours."""
+    from jaxmd_thermal import load_potential
+
+    cells = {(MODEL, n): crystals.silicon(n) for n in bench.foundation_sizes}
+    cells["so3krates-snse", 256] = crystals.tin_selenide((2, 4, 4))
+    for (name, n), state in cells.items():
+        potential = load_potential(weights_of(name))
+        positions, owners = unfolded(state, potential.interaction_steps * potential.cutoff)
         bench.report.add(
-            f"{MODEL}: atoms in the unfolded cell", n, "float64", needed, "atoms", peer="the cell", against=needed / n
+            f"{name}: atoms in the unfolded cell",
+            n,
+            "float64",
+            len(owners),
+            "atoms",
+            peer="the cell",
+            against=len(owners) / n,
         )
+        if name == MODEL and n != bench.foundation_sizes[0]:
+            continue
+        _time_of_unfolding(bench, name, potential, state, positions, owners)
+
+
+def _time_of_unfolding(bench: Bench, name: str, potential, state, positions, owners) -> None:
+    from jaxmd_thermal import evaluate
+    from jaxmd_thermal.check import _unfolded_flux
+    from jaxmd_thermal.system import System
+
+    n, velocities = len(state["positions"]), state["velocities"]
+    cell = System(state["positions"], state["cell"], state["numbers"], state["masses"])
+    cluster = System(positions, np.eye(3), state["numbers"][owners], state["masses"][owners], (False,) * 3)
+    work = {
+        "ours": lambda: evaluate(potential, cell, "heat_flux_potential", velocities=velocities)["heat_flux_potential"],
+        "unfolded": lambda: _unfolded_flux(potential, cluster, velocities[owners], n)[0],
+    }
+    fluxes, seconds = {}, {}
+    for _ in range(2):  # the first time compiles
+        for key, function in work.items():
+            start = time.process_time()
+            fluxes[key] = function()
+            seconds[key] = time.process_time() - start
+    error = relative_error(fluxes["ours"], fluxes["unfolded"])
+    if error > FORCE_TOLERANCE["float64"]:
+        raise RuntimeError(f"{name}: the flux differs from that of the unfolded cell by {error:.1e}")
+    bench.report.add(
+        f"{name}: heat flux by unfolding over ours", n, "float64", seconds["unfolded"], "CPU s", peer="ours, list included",
+        against=seconds["unfolded"] / seconds["ours"], extra=f"ours {seconds['ours']:.3g} s, fluxes differ by {error:.0e}",
+    )  # fmt: skip
 
 
 def foundation_flux(bench: Bench) -> None:

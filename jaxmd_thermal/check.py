@@ -23,8 +23,9 @@ from jaxmd_thermal.derivatives import (
 )
 from jaxmd_thermal.errors import CapacityError, InputError
 from jaxmd_thermal.graph import Graph
-from jaxmd_thermal.neighbors import allocate, check_sites
+from jaxmd_thermal.neighbors import allocate
 from jaxmd_thermal.potentials.base import terms_of
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System, heights, working_frame
 from jaxmd_thermal.units import ACCELERATION, AMU_A2_FS2, BOLTZMANN
 

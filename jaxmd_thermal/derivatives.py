@@ -16,8 +16,9 @@ import numpy as np
 from jaxmd_thermal._backend import check_toolchain, double_precision
 from jaxmd_thermal._routes import BLOCK, Wanted, cast, term_derivatives
 from jaxmd_thermal.errors import InputError, UnstableError, UnsupportedError
-from jaxmd_thermal.neighbors import NeighborList, allocate, check_sites
+from jaxmd_thermal.neighbors import NeighborList, allocate
 from jaxmd_thermal.potentials.base import Potential, is_long_range, neighbor_demands, reference_energies, terms_of
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System
 from jaxmd_thermal.units import AMU_A2_FS2
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jaxmd_thermal import Calculator, evaluate, hessian_columns, potentials
 from jaxmd_thermal._backend import double_precision
 from jaxmd_thermal.errors import CapacityError, InputError, Status, UnstableError
-from jaxmd_thermal.neighbors import NeighborPlan, allocate, build, check_sites, make_plan, outdated, refresh
+from jaxmd_thermal.neighbors import NeighborPlan, allocate, build, make_plan, outdated, refresh
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System
 from tests.oracles import brute_force_pairs, sorted_pairs, structure
 

@@ -17,7 +17,7 @@ import jaxmd_thermal
 
 # The order of architecture.md: a module imports only what stands before it.
 ORDER = [
-    "units", "errors", "_backend", "_arrays", "system", "graph", "_cell_search", "neighbors", "potentials", "_routes",
+    "units", "errors", "_backend", "_arrays", "system", "graph", "_cell_search", "neighbors", "potentials", "sites", "_routes",
     "derivatives", "check",
     "dynamics", "observables", "transport", "lattice", "defects", "training", "io", "report", "cli",
 ]  # fmt: skip

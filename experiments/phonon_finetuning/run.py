@@ -22,6 +22,7 @@ from jaxmd_thermal.cli.phonon_evaluation import compounds_of, evaluated, summary
 from jaxmd_thermal.cli.progress import announce
 from jaxmd_thermal.cli.training import trained
 from jaxmd_thermal.cli.training_settings import load_training
+from jaxmd_thermal.errors import InputError
 
 CONFIG = Path(__file__).with_name("config.toml")
 START, PUBLISHED = "nequix-mp-1", "nequix-mp-1-pft"
@@ -132,6 +133,13 @@ def main(options) -> int:
     by_anion = options.variant == "held-anions"
     folder = options.out / ("replayed" + (f"_{invented}" if invented else "") + ("_by_anion" if by_anion else ""))
     os.environ["REPLAY"] = str(replayed(data, options.solids, folder, invented, by_anion))
+    named, functionals = compounds_of((), str(data / "manifest.csv"), ("validation",))
+    if unknown := sorted(set(options.evaluate) - set(named)):
+        raise InputError(
+            f"--evaluate names {unknown}, which are not for validation: choose of {', '.join(sorted(named))}"
+        )
+    if options.evaluate:
+        named = {k: v for k, v in named.items() if k in options.evaluate}
     changes: dict[str, Any] = dict(VARIANTS[options.variant])
     if not options.solids.is_file() and "replay" not in changes:
         changes["replay.structures"] = None  # the training compounds are left
@@ -169,16 +177,15 @@ def main(options) -> int:
     result, forgotten = trained(settings, out)
     document = {"variant": options.variant, "steps": result.steps, "stopped": result.stopped, "forgotten": forgotten}
     announce(f"changed on other copies of the replayed structures: {json.dumps(forgotten)}")
-    named, functionals = compounds_of((), str(data / "manifest.csv"), ("validation",))
-    if options.evaluate:
-        named = {k: v for k, v in named.items() if k in options.evaluate}
     models["this run"] = result.potential
     if halves:
         share, seen = kept_share(models[START], result.potential, chosen_on, batch_size=8)
         announce(f"share of the change that is kept: {share:g}, {json.dumps(seen)}")
-        models["kept share"] = interpolated(models[START], result.potential, share)
-        save_potential(models["kept share"], out / "kept_share", overwrite=True)
+        kept = interpolated(models[START], result.potential, share)
+        save_potential(kept, out / "kept_share", overwrite=True)
         document["share"] = share
+        if share < 1.0:  # else it is this run
+            models["kept share"] = kept
     models[PUBLISHED] = load_potential(PUBLISHED)
     tables = evaluated(models, named, functionals)
     announce(summary_of(tables))

@@ -25,8 +25,9 @@ from jaxmd_thermal.dynamics.sharding import everywhere, replica_mesh, shard
 from jaxmd_thermal.dynamics.stages import Progress, Setup, SimulationResult, Stage, StageResult, spatial_order
 from jaxmd_thermal.dynamics.state import MDState
 from jaxmd_thermal.errors import InputError, Status
-from jaxmd_thermal.neighbors import allocate, check_sites, make_plan
+from jaxmd_thermal.neighbors import allocate, make_plan
 from jaxmd_thermal.potentials.base import neighbor_demands
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System
 
 CHUNK_SECONDS = 5.0

@@ -21,8 +21,9 @@ from jaxmd_thermal.derivatives import QUANTITIES, calculate, check_dtype, check_
 from jaxmd_thermal.errors import InputError, UnsupportedError
 from jaxmd_thermal.io.ase import atoms_from, velocities_of
 from jaxmd_thermal.io.models import load_potential
-from jaxmd_thermal.neighbors import allocate, check_sites, outdated
+from jaxmd_thermal.neighbors import allocate, outdated
 from jaxmd_thermal.potentials.base import neighbor_demands
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System
 
 FLUXES = ("heat_flux", "heat_flux_potential", "heat_flux_convective")

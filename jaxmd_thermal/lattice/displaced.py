@@ -14,8 +14,9 @@ import numpy as np
 from jaxmd_thermal._backend import check_toolchain, double_precision
 from jaxmd_thermal.derivatives import calculate, check_dtype, check_potential, required_cutoff
 from jaxmd_thermal.errors import InputError, UnstableError
-from jaxmd_thermal.neighbors import NeighborList, allocate, check_sites
+from jaxmd_thermal.neighbors import NeighborList, allocate
 from jaxmd_thermal.potentials.base import Potential, neighbor_demands
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System
 
 

@@ -13,8 +13,9 @@ from jaxmd_thermal._backend import check_toolchain, double_precision
 from jaxmd_thermal.derivatives import calculate, check_potential, required_cutoff
 from jaxmd_thermal.errors import InputError, UnstableError
 from jaxmd_thermal.lattice import symmetry
-from jaxmd_thermal.neighbors import NeighborList, allocate, check_sites
+from jaxmd_thermal.neighbors import NeighborList, allocate
 from jaxmd_thermal.potentials.base import Potential, neighbor_demands
+from jaxmd_thermal.sites import check_sites
 from jaxmd_thermal.system import System
 
 LARGEST_FORCE, LARGEST_STRESS = 1e-6, 1e-8

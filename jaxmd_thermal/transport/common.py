@@ -67,7 +67,8 @@ def equilibration(
 def nearest_distance(system: System) -> float:
     """Å, the shortest distance between two atoms of the structure."""
     from jaxmd_thermal._backend import double_precision
-    from jaxmd_thermal.neighbors import allocate, closest_distance
+    from jaxmd_thermal.neighbors import allocate
+    from jaxmd_thermal.sites import closest_distance
 
     volume = abs(float(np.linalg.det(np.asarray(system.cell)))) if all(system.pbc) else 30.0 * system.n_atoms
     reach = 2.0 * (volume / system.n_atoms) ** (1.0 / 3.0)
