@@ -227,7 +227,7 @@ def test_gradient_of_the_public_function(nacl):
     assert float(value) == pytest.approx(direct.kappa[0, 0, 0], rel=1e-9)
 
 
-@pytest.mark.parametrize("buffer", ["capacity", "iso_capacity"])
+@pytest.mark.parametrize("buffer", [pytest.param("capacity", marks=pytest.mark.slow), "iso_capacity"])
 def test_small_buffers_are_not_hidden(nacl, buffer):
     """What the tetrahedra do not find room for is missing everywhere, not only in the sum."""
     _, fc = nacl

@@ -129,7 +129,7 @@ def test_chunks_and_normal_processes_change_nothing(tetra):
     assert np.all(np.asarray(many) >= 0) and float(many[1].sum()) > 0.1 * float(one.sum())
 
 
-@pytest.mark.parametrize("sigma", [0.3, None])
+@pytest.mark.parametrize("sigma", [pytest.param(0.3, marks=pytest.mark.slow), None])
 def test_gradient_of_widths_is_that_of_the_forward_pass_kept_or_repeated(shared, monkeypatch, sigma):
     """What is kept for the reverse pass, and chunks, change no gradient; which is that of a central difference."""
     z = load(shared, "nacl_mesh5_gauss0p3")

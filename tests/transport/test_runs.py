@@ -241,6 +241,7 @@ def test_the_plot_of_a_driven_run_shows_its_running_means():
     assert band.ymax - band.ymin == pytest.approx(2 * found["isotropic_stderr"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_field_that_heats_stops_the_run(argon):
     with pytest.raises(UnstableError, match="lower the driving force"):
         hnemd(POTENTIAL, argon, 50.0, driving_force=[2.0, 0, 0], **SHORT)
