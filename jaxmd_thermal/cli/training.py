@@ -134,7 +134,7 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
 
     Without files they are made of the data, one of each compound.
     """
-    from jaxmd_thermal.training.replay import labelled, rattled, replay
+    from jaxmd_thermal.training.replay import drawn_back, labelled, rattled, replay
 
     bare = _structures(settings.energies_only)
     kept = _structures(settings.structures) if settings.structures or bare else _one_of_each(data)
@@ -144,6 +144,8 @@ def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tup
     made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
     if settings.energies_of is not None:
         other = labelled(_named(settings.energies_of), made)
+        if settings.forces_within is not None:
+            made = drawn_back(made, other, settings.forces_within)
         made = [frame.replace(energy=theirs.energy, stress=None) for frame, theirs in zip(made, other, strict=True)]
     names = [frame.compound for frame in sources]
     # Where the replay holds the structures at rest, what else is said of them is still to be seen.

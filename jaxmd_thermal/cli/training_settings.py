@@ -111,13 +111,15 @@ class Replay(Strict):
 
     Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change. `energies_of` is
     another potential whose energies take the place: with the model before an earlier fine-tuning, energies go back to what
-    they were and forces stay. It has no stresses to add, which would speak of either.
+    they were and forces stay. It has no stresses to add, which would speak of either. Where forces of a structure differ from
+    that potential's by more than `forces_within` meV/Å (root mean square), they are brought as near to them.
     """
 
     losses: Losses
     structures: tuple[str, ...] = ()
     energies_only: tuple[str, ...] = ()
     energies_of: str | None = None
+    forces_within: NotNegative | None = None
     copies: Count = 4
     rattle: NotNegative = 0.05
     strain: NotNegative = 0.02
@@ -135,6 +137,10 @@ class Replay(Strict):
             raise ValueError("energies_only needs [replay.losses.energy]")
         if self.energies_of is not None and (self.losses.energy is None or self.losses.stress is not None):
             raise ValueError("energies_of needs [replay.losses.energy] and leaves no stress to replay")
+        if self.forces_within is not None and (self.energies_of is None or self.losses.forces is None):
+            raise ValueError(
+                "forces_within needs energies_of, whose forces they are compared with, and [replay.losses.forces]"
+            )
         return self
 
 

@@ -7,12 +7,19 @@ messages of degree l3.
 from __future__ import annotations
 
 import math
+import os
 from functools import lru_cache
 
 import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxmd_thermal.errors import InputError
+
+SWITCH = "JAXMD_THERMAL_TENSOR_PRODUCT"
+"""Environment variable: `matmul`, the default, or `cuequivariance`, whose kernels need a GPU. Read when a program is traced, so
+it is for a whole process. The benchmark `kernels` times one against the other."""
 
 
 @lru_cache
@@ -58,16 +65,31 @@ def neighbor_sum(harmonics, sent, weights, l_out: int):
 
     Returns:
       one (n, 2 l3 + 1, channels of the paths to l3 in order) for each degree l3.
+
+    Raises:
+      InputError: an unknown value of `SWITCH`, or a package is missing that it asks for.
     """
-    n, k, size = harmonics.shape
-    l_edge = math.isqrt(size) - 1
+    method = os.environ.get(SWITCH) or "matmul"
+    if method not in ("matmul", "cuequivariance"):
+        raise InputError(f"{SWITCH} is {method!r}; it must be 'matmul' or 'cuequivariance', or unset")
+    l_edge = math.isqrt(harmonics.shape[-1]) - 1
     mine = paths(len(sent) - 1, l_edge, l_out)
+    by_path = jax.lax.split(weights, [sent[l1].shape[-1] for l1, _, _ in mine], axis=-1)
+    found = (_by_kernels if method == "cuequivariance" else _by_matmul)(harmonics, sent, by_path, mine)
+    sums: list[list] = [[] for _ in range(l_out + 1)]
+    for (_, _, l3), message in zip(mine, found, strict=True):
+        sums[l3].append(message)
+    return [jnp.concatenate(s, axis=-1) for s in sums]
+
+
+def _by_matmul(harmonics, sent, by_path, mine):
+    """(n, 2 l3 + 1, channels) of each path."""
+    n, k, size = harmonics.shape
     # Split, not sliced: the transpose of a split is one concatenation, that of slices a chain of padded sums. Neighbours last:
     # products of (components, K) with (K, features) are what compilers have a fast form of.
-    degrees = [2 * degree + 1 for degree in range(l_edge + 1)]
+    degrees = [2 * degree + 1 for degree in range(math.isqrt(size))]
     by_degree = jax.lax.split(jnp.swapaxes(harmonics, 1, 2), degrees, axis=1)
-    by_path = jax.lax.split(weights, [sent[l1].shape[-1] for l1, _, _ in mine], axis=-1)
-    sums: list[list] = [[] for _ in range(l_out + 1)]
+    found = []
     for (l1, l2, l3), weight in zip(mine, by_path, strict=True):
         weighted = (sent[l1] * weight[:, :, None]).reshape(n, k, -1)
         if l2 == 0:  # Y_0 = 1, and nothing of it is differentiated
@@ -77,5 +99,52 @@ def neighbor_sum(harmonics, sent, weights, l_out: int):
         coefficients = coupling(l1, l2, l3).transpose(2, 1, 0).reshape(2 * l3 + 1, -1)
         # The same matrix for every receiver: with the receivers as its leading axis as well, nothing is transposed.
         coefficients = jnp.broadcast_to(jnp.asarray(coefficients, harmonics.dtype), (n, *coefficients.shape))
-        sums[l3].append(jnp.matmul(coefficients, outer.reshape(n, coefficients.shape[-1], -1)))
-    return [jnp.concatenate(s, axis=-1) for s in sums]
+        found.append(jnp.matmul(coefficients, outer.reshape(n, coefficients.shape[-1], -1)))
+    return found
+
+
+def _by_kernels(harmonics, sent, by_path, mine):
+    """The same by cuEquivariance: one polynomial for each degree of the features, whose channels are the lanes of its kernel."""
+    try:
+        import cuequivariance_jax as cuex
+    except ImportError as error:
+        raise InputError(
+            f"{SWITCH} is 'cuequivariance', but cuequivariance-jax is not installed: install jaxmd-thermal with the extra "
+            "cuda12 or cuda13, or unset the variable"
+        ) from error
+    # Elsewhere its plain JAX form, which is slow and says the same.
+    method = "uniform_1d" if jax.default_backend() == "gpu" else "naive"
+    n, k, size = harmonics.shape
+    found: list = [None] * len(mine)
+    for degree, features in enumerate(sent):
+        places = [i for i, (l1, _, _) in enumerate(mine) if l1 == degree]
+        polynomial = _polynomial(tuple(mine[i] for i in places), size, features.shape[-1])
+        weights = jnp.concatenate([by_path[i] for i in places], axis=-1)
+        summed = jax.ShapeDtypeStruct((n, 1, polynomial.outputs[0].size), harmonics.dtype)
+        inputs = [harmonics, features.reshape(n, k, -1), weights]
+        (messages,) = cuex.segmented_polynomial(polynomial, inputs, [summed], method=method)
+        components = [2 * mine[i][2] + 1 for i in places]
+        messages = jax.lax.split(messages.reshape(n, sum(components), -1), components, axis=1)
+        for i, message in zip(places, messages, strict=True):
+            found[i] = message
+    return found
+
+
+@lru_cache
+def _polynomial(mine: tuple[tuple[int, int, int], ...], size: int, channels: int):
+    """Harmonics (components), features (components of one degree, channels), weights (paths, channels) -> messages (components
+    of all paths, channels)."""
+    import cuequivariance as cue
+
+    product = cue.SegmentedTensorProduct.from_subscripts(",u,u,u")
+    product.add_segments(0, [()] * size)
+    product.add_segments(1, [(channels,)] * (2 * mine[0][0] + 1))
+    product.add_segments(2, [(channels,)] * len(mine))
+    product.add_segments(3, [(channels,)] * sum(2 * l3 + 1 for _, _, l3 in mine))
+    first = 0
+    for path, (l1, l2, l3) in enumerate(mine):
+        coefficients = coupling(l1, l2, l3)
+        for a, b, c in zip(*np.nonzero(coefficients), strict=True):
+            product.add_path(l2**2 + int(b), int(a), path, first + int(c), c=float(coefficients[a, b, c]))
+        first += 2 * l3 + 1
+    return cue.SegmentedPolynomial.eval_last_operand(product)

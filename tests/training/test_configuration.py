@@ -56,6 +56,7 @@ BASE = {
         ({"replay": {"energies_only": ["a"], "losses": {"forces": {}}}}, "energies_only needs .replay.losses.energy."),
         ({"replay": {"energies_of": "a", "losses": {"forces": {}}}}, "energies_of needs .replay.losses.energy."),
         ({"replay": {"energies_of": "a", "losses": {"energy": {}, "stress": {}}}}, "leaves no stress to replay"),
+        ({"replay": {"forces_within": 9, "losses": {"energy": {}, "forces": {}}}}, "forces_within needs energies_of"),
     ],
 )
 def test_unknown_keys_and_wrong_values(change, message):
@@ -265,6 +266,12 @@ def test_replay_of_the_energies_of_another_potential(tmp_path):
         said = evaluate(named, frame.system)
         assert abs(frame.energy - said["energy"]) < 1e-5 * frame.n_atoms  # labels are in float32
         np.testing.assert_allclose(frame.forces, 2.0 * said["forces"], rtol=1e-4, atol=1e-6)
+    free, settings = made, checked(BASE | {"replay": table | {"forces_within": 1.0}}, "'file'").replay
+    made, _ = training.replayed(start, settings, data, 3)
+    for frame, other in zip(made, free, strict=True):  # the change, half of the forces, brought down to 1 meV/Å
+        size = np.sqrt(np.mean((other.forces / 2) ** 2))
+        assert size > 2e-3 and frame.energy == other.energy
+        np.testing.assert_allclose(frame.forces, other.forces / 2 * (1 + 1e-3 / size), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
