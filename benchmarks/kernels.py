@@ -47,8 +47,8 @@ def compared(n: int, precision: str, quantities: tuple[str, ...], rounds: int) -
     compiled, results = {}, {}
     for method in METHODS:
         os.environ[SWITCH] = method
-        # A function of its own: JAX would remember the program of the other.
-        compiled[method] = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+        jax.clear_caches()  # JAX remembers what it traced before the switch
+        compiled[method] = jax.jit(function).lower(*arguments).compile()
         results[method] = np.asarray(compiled[method](*arguments)["forces"])
     error = relative_error(results["cuequivariance"], results["matmul"])
     if error > FORCE_TOLERANCE[precision]:

@@ -79,11 +79,13 @@ VARIANTS = {
         "replay.copies": 2,
         "replay.batch_size": 16,
     },
-    # After a first part without replay (PART, PARTS): its forces are replayed, and the energies that nequix-mp-1 had.
-    "restored-energies": {
-        "replay.structures": ("$REPLAY/*.extxyz",),
-        "replay.energies_only": None,
+    # After a first part without replay (PART, PARTS): replayed are the energies that nequix-mp-1 had, and of all but the training
+    # compounds the forces that the first part has, as far as they have not moved more than a part of the limit of 20 meV/Å.
+    "restored": {
+        "replay.structures": ("$REPLAY/solid_*.extxyz", "$REPLAY/prototype_*.extxyz"),
+        "replay.energies_only": ("$REPLAY/compound_*.extxyz",),
         "replay.energies_of": START,
+        "replay.forces_within": 12.0,
         "replay.losses.energy": {"weight": 16000.0, "kind": "huber", "delta": 0.1},
         "replay.losses.forces": {"weight": 4000.0, "kind": "huber", "delta": 0.1},
         "replay.losses.stress": None,
@@ -91,7 +93,7 @@ VARIANTS = {
         "replay.batch_size": 16,
         "optimizer.constants": True,
         "optimizer.rate": 2e-4,
-        "steps": 1000,
+        "steps": 450,
     },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
@@ -101,17 +103,15 @@ VARIANTS = {
 }
 PART = {"steps": 400, "replay": None}
 PARTS = 3
-"""The first part of `restored-energies` is the mean of so many trainings that differ by their seed (Wortsman et al., ICML 2022,
-23965: averaged weights of fine-tunings). What one of them changes by chance is large where no phonon data hold it."""
-PART_FORCES = 16.0
-"""meV/Å: by how much it may change forces of solids, which the second part then holds; a margin to the limit of 20."""
+"""The first part of `restored` is the mean of so many trainings that differ by their seed (Wortsman et al., ICML 2022, 23965:
+averaged weights of fine-tunings). What one of them changes by chance is large where no phonon data hold it."""
 
 INVENTED = {
     "energy-replay": 100,
     "energy-at-rest": 100,
     "invented-energies": 400,
     "held-anions": 400,
-    "restored-energies": 400,
+    "restored": 400,
 }
 """Variants that replay invented crystals, too, and how many."""
 
@@ -167,11 +167,7 @@ def main(options) -> int:
         for k in range(PARTS):  # their mean, and what they do not share cancels
             one = trained(first.model_copy(update={"seed": first.seed + k}), out / f"first_part_{k}")[0].potential
             part = one if part is None else interpolated(part, one, 1 / (k + 1))
-        share = 1.0
-        if chosen_on:
-            share, seen = kept_share(models[START], part, chosen_on, float("inf"), PART_FORCES, batch_size=8)
-            announce(f"share of the first part that the second starts from: {share:g}, {json.dumps(seen)}")
-        save_potential(interpolated(models[START], part, share), out / "started_from", overwrite=True)
+        save_potential(part, out / "started_from", overwrite=True)
         changes["potential"] = str(out / "started_from")
     settings = load_training(options.config, changes)
     result, forgotten = trained(settings, out)

@@ -112,6 +112,11 @@ def _by_kernels(harmonics, sent, by_path, mine):
             f"{SWITCH} is 'cuequivariance', but cuequivariance-jax is not installed: install jaxmd-thermal with the extra "
             "cuda12 or cuda13, or unset the variable"
         ) from error
+    if jax.__version_info__ >= (0, 12) and cuex.__version__ == "0.13.0":
+        raise InputError(
+            f"{SWITCH} is 'cuequivariance', and cuequivariance-jax 0.13.0 does not run with jax {jax.__version__}: install a "
+            "newer one of the first or jax below 0.12, or unset the variable"
+        )
     # Elsewhere its plain JAX form, which is slow and says the same.
     method = "uniform_1d" if jax.default_backend() == "gpu" else "naive"
     n, k, size = harmonics.shape

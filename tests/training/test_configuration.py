@@ -121,6 +121,7 @@ def test_what_a_training_says_at_its_end(tmp_path, monkeypatch, capsys):
     assert "finished after 4 steps; the potential of step 3" in said and "validation: forces meV/Å 2" in said
 
 
+@pytest.mark.slow
 def test_the_example_of_training_runs_on_such_data(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
@@ -238,9 +239,7 @@ def test_replay_of_energies_alone(tmp_path):
     data = training.frames_of(checked(BASE | {"data": {"structures": kept}}, "'file'").data)
     for files, full in (
         ({}, [True, True]),
-        ({"structures": kept}, [True, True]),
         ({"structures": kept, "energies_only": bare}, [True, True, False]),
-        ({"energies_only": bare}, [False]),
         ({"energies_only": bare, "rattle": 0.0, "strain": 0.0}, [False]),
     ):
         settings = checked(BASE | {"replay": files | {"copies": 2, "losses": {"energy": {}}}}, "'file'").replay
