@@ -15,12 +15,10 @@ import numpy as np
 
 from jaxmd_thermal._backend import enable_compilation_cache, quiet_compiler
 from jaxmd_thermal.cli.progress import announce, duration
-from jaxmd_thermal.cli.training_settings import Data, Losses, Network, Replay, TrainingSettings, load_training
+from jaxmd_thermal.cli.training_settings import Data, Losses, Network, TrainingSettings, load_training
 from jaxmd_thermal.errors import InputError, nearest
 
 SUFFIXES = (".yaml", ".yaml.xz", ".yaml.gz")
-OTHER_COPIES = 7919
-"""Added to the seed for the rattled copies on which forgetting is measured: never those of the replay."""
 
 
 def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = False) -> int:
@@ -51,6 +49,9 @@ def run(verb: str, config: str, changes: dict[str, Any], *, dry_run: bool = Fals
 
 def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, quiet: bool = False) -> tuple[Any, Any]:
     """`FitResult` of settings, and `forgetting` on other copies of what was replayed (None without); twice None on a dry run."""
+    from dataclasses import replace
+
+    from jaxmd_thermal.cli.training_replay import replayed, restored_by
     from jaxmd_thermal.training.data import split_by_compound
     from jaxmd_thermal.training.fit import fit
     from jaxmd_thermal.training.networks import with_block
@@ -125,32 +126,11 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         settings={"optimizer": o.model_dump()},
         progress=None if quiet else _show,
     )
+    if settings.restore is not None:
+        potential, asked = restored_by(settings, base, result.potential, data, out, quiet=quiet)
+        result, others = replace(result, potential=potential), others or asked
     forgotten = forgetting(base, result.potential, others) if others else None
     return result, forgotten
-
-
-def replayed(base: Any, settings: Replay, data: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
-    """Labelled frames of a replay, and unlabelled other copies of the same structures, on which forgetting is measured.
-
-    Without files they are made of the data, one of each compound.
-    """
-    from jaxmd_thermal.training.replay import drawn_back, labelled, rattled, replay
-
-    bare = _structures(settings.energies_only)
-    kept = _structures(settings.structures) if settings.structures or bare else _one_of_each(data)
-    sources = [*kept, *bare]
-    made = replay(base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed)
-    first = settings.copies * len(kept)
-    made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
-    if settings.energies_of is not None:
-        other = labelled(_named(settings.energies_of), made)
-        if settings.forces_within is not None:
-            made = drawn_back(made, other, settings.forces_within)
-        made = [frame.replace(energy=theirs.energy, stress=None) for frame, theirs in zip(made, other, strict=True)]
-    names = [frame.compound for frame in sources]
-    # Where the replay holds the structures at rest, what else is said of them is still to be seen.
-    apart = settings.rattle or Replay.model_fields["rattle"].default
-    return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + OTHER_COPIES, names=names)
 
 
 def _show(p: Any) -> None:
@@ -278,7 +258,7 @@ def _files(patterns: Sequence[str]) -> list[Path]:
     return out
 
 
-def _structures(patterns: Sequence[str]) -> list[Any]:
+def structures_of(patterns: Sequence[str]) -> list[Any]:
     """Structures of files as frames without labels."""
     from ase.io import read
 
@@ -307,10 +287,6 @@ def _by_name(patterns: Sequence[str]) -> list[tuple[str, Path]]:
 
     files = _files(patterns)
     return list(zip(told_apart(files, [compound_of(f) for f in files]), files, strict=True))
-
-
-def _one_of_each(frames: Sequence[Any]) -> list[Any]:
-    return list({f.compound: f for f in reversed(frames)}.values())[::-1]
 
 
 def frames_of(data: Data, third: bool = False) -> list[Any]:

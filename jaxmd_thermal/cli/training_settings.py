@@ -106,42 +106,50 @@ class Optimizer(Strict):
     constants: bool = False
 
 
-class Replay(Strict):
-    """Steps on what the potential said before, of rattled and strained copies of structures.
+class Asked(Strict):
+    """Rattled and strained copies of structures, of which the potential is asked before the training.
 
-    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change. `energies_of` is
-    another potential whose energies take the place: with the model before an earlier fine-tuning, energies go back to what
-    they were and forces stay. It has no stresses to add, which would speak of either. Where forces of a structure differ from
-    that potential's by more than `forces_within` meV/Å (root mean square), they are brought as near to them.
+    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change.
     """
 
-    losses: Losses
     structures: tuple[str, ...] = ()
     energies_only: tuple[str, ...] = ()
-    energies_of: str | None = None
-    forces_within: NotNegative | None = None
     copies: Count = 4
     rattle: NotNegative = 0.05
     strain: NotNegative = 0.02
-    steps: Count = 1
-    batch_size: Count = 1
 
     @field_validator("structures", "energies_only", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+
+class Replay(Asked):
+    """Steps on what the potential said before."""
+
+    losses: Losses
+    steps: Count = 1
+    batch_size: Count = 1
+
     @model_validator(mode="after")
     def _labelled(self):
         if self.energies_only and self.losses.energy is None:
             raise ValueError("energies_only needs [replay.losses.energy]")
-        if self.energies_of is not None and (self.losses.energy is None or self.losses.stress is not None):
-            raise ValueError("energies_of needs [replay.losses.energy] and leaves no stress to replay")
-        if self.forces_within is not None and (self.energies_of is None or self.losses.forces is None):
-            raise ValueError(
-                "forces_within needs energies_of, whose forces they are compared with, and [replay.losses.forces]"
-            )
         return self
+
+
+class Restore(Asked):
+    """After the training what the potential said before is brought back by the smallest change of the weights.
+
+    `forces_kept` is the share of the change of forces that stays; `directions` of the forces and `columns` of the Hessians that
+    were trained on (which stay as they are) are drawn for each structure.
+    """
+
+    copies: Count = 2
+    forces_kept: Fraction = 0.5
+    directions: Count = 1
+    columns: Count = 6
+    rounds: Count = 2
 
 
 class Upstream(Strict):
@@ -177,6 +185,7 @@ class TrainingSettings(Strict):
     optimizer: Optimizer = Optimizer()
     replay: Replay | None = None
     upstream: Upstream | None = None
+    restore: Restore | None = None
     steps: Count | None = None
     epochs: Count | None = None
     batch_size: Count = 1
@@ -209,6 +218,8 @@ class TrainingSettings(Strict):
             raise ValueError("give one of [replay] and [upstream]")
         if self.potential is not None and self.network is not None:
             raise ValueError("give one of potential (finetune) and [network] (train)")
+        if self.network is not None and self.restore is not None:
+            raise ValueError("[restore] needs a potential that knew something before: it is for finetune")
         if self.patience is not None and self.validation is None and not self.validation_fraction:
             raise ValueError("patience needs validation_fraction or [validation]")
         return self

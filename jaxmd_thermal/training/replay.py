@@ -108,27 +108,6 @@ def replay(
     return labelled(potential, frames, batch_size=batch_size, dtype=dtype)
 
 
-def drawn_back(frames: Sequence[Frame], base: Sequence[Frame], limit: float) -> list[Frame]:
-    """The frames with forces no further than `limit` from the base model's: what was learnt about a structure, in part.
-
-    A fine-tuning changes curvatures by a few per cent wherever it is, so it changes forces of stiff crystals most; such a limit
-    takes it back where it is large and leaves it where it is small.
-
-    Args:
-      frames, base: the same structures labelled by two potentials; frames without forces stay as they are.
-      limit: meV/Å, root mean square over the components of a structure.
-    """
-    out = []
-    for frame, other in zip(frames, base, strict=True):
-        if frame.forces is not None and other.forces is not None:
-            change = np.asarray(frame.forces) - np.asarray(other.forces)
-            size = 1e3 * float(np.sqrt(np.mean(change**2)))
-            if size > limit:
-                frame = frame.replace(forces=np.asarray(other.forces) + limit / size * change)
-        out.append(frame)
-    return out
-
-
 def forgetting(
     base: Any, potential: Any, frames: Sequence[Frame], *, batch_size: int = 1, dtype: str = "float32"
 ) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from jaxmd_thermal import evaluate, force_constants, load_potential, phonon_errors
-from jaxmd_thermal.cli import main, phonon_evaluation, training
+from jaxmd_thermal.cli import main, phonon_evaluation, training, training_replay
 from jaxmd_thermal.cli.training_settings import checked, load_training
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.io import datasets, models
@@ -54,9 +53,8 @@ BASE = {
             "'losses.forces.weight.ende', did you mean 'end'",
         ),
         ({"replay": {"energies_only": ["a"], "losses": {"forces": {}}}}, "energies_only needs .replay.losses.energy."),
-        ({"replay": {"energies_of": "a", "losses": {"forces": {}}}}, "energies_of needs .replay.losses.energy."),
-        ({"replay": {"energies_of": "a", "losses": {"energy": {}, "stress": {}}}}, "leaves no stress to replay"),
-        ({"replay": {"forces_within": 9, "losses": {"energy": {}, "forces": {}}}}, "forces_within needs energies_of"),
+        ({"restore": {"forces_kept": 2}}, "restore.forces_kept: it must be less than or equal to 1 .it is 2."),
+        ({"restore": {"losses": {}}}, "unknown key 'restore.losses'"),
     ],
 )
 def test_unknown_keys_and_wrong_values(change, message):
@@ -172,7 +170,7 @@ def test_what_is_wrong_with_files_names_them(tmp_path):
     ):
         table = {"structures": str(tmp_path / file), "losses": {"energy": {}}}
         with pytest.raises(InputError, match=message):
-            training.replayed(
+            training_replay.replayed(
                 load_potential("lj-argon-gk"), checked(BASE | {"replay": table}, "'file'").replay, frames, 3
             )
 
@@ -243,34 +241,13 @@ def test_replay_of_energies_alone(tmp_path):
         ({"energies_only": bare, "rattle": 0.0, "strain": 0.0}, [False]),
     ):
         settings = checked(BASE | {"replay": files | {"copies": 2, "losses": {"energy": {}}}}, "'file'").replay
-        made, unseen = training.replayed(base, settings, data, 3)
+        made, unseen = training_replay.replayed(base, settings, data, 3)
         labels = [(f.energy is not None, f.forces is not None, f.stress is not None) for f in made]
         assert labels == [(True, each, each) for each in full for _ in range(2)]
         assert len(unseen) == len(full) and all(f.energy is None for f in unseen)
         again = evaluate(base, made[-1].system)["energy"]
         assert abs(made[-1].energy - again) < 1e-5  # labels are in float32
         assert not np.allclose(unseen[-1].positions, made[-1].positions, atol=1e-3)
-
-
-def test_replay_of_the_energies_of_another_potential(tmp_path):
-    """Energies are those of the named one, forces those of the one that is trained, whose labels are told apart by a factor."""
-    trajectory(tmp_path / "argon.extxyz", 2)
-    named = load_potential("lj-argon-gk")
-    start = replace(named, epsilon=2.0 * named.epsilon)
-    data = training.frames_of(checked(BASE | {"data": {"structures": [str(tmp_path / "argon.extxyz")]}}, "'file'").data)
-    table = {"copies": 2, "energies_of": "lj-argon-gk", "losses": {"energy": {}, "forces": {}}}
-    made, _ = training.replayed(start, checked(BASE | {"replay": table}, "'file'").replay, data, 3)
-    assert len(made) == 4 and all(frame.stress is None for frame in made)
-    for frame in made:
-        said = evaluate(named, frame.system)
-        assert abs(frame.energy - said["energy"]) < 1e-5 * frame.n_atoms  # labels are in float32
-        np.testing.assert_allclose(frame.forces, 2.0 * said["forces"], rtol=1e-4, atol=1e-6)
-    free, settings = made, checked(BASE | {"replay": table | {"forces_within": 1.0}}, "'file'").replay
-    made, _ = training.replayed(start, settings, data, 3)
-    for frame, other in zip(made, free, strict=True):  # the change, half of the forces, brought down to 1 meV/Å
-        size = np.sqrt(np.mean((other.forces / 2) ** 2))
-        assert size > 2e-3 and frame.energy == other.energy
-        np.testing.assert_allclose(frame.forces, other.forces / 2 * (1 + 1e-3 / size), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.potentials import LennardJones
 from jaxmd_thermal.training.losses import EnergyPerAtom, Forces, HessianColumns, Stress
 from jaxmd_thermal.training.records import CoTraining
-from jaxmd_thermal.training.replay import drawn_back, forgetting, interpolated, kept_share, labelled, rattled, replay
+from jaxmd_thermal.training.replay import forgetting, interpolated, kept_share, labelled, rattled, replay
 
 BASE = LennardJones(0.0104, 3.4, 5.5, "switch", switch_start=4.0)
 
@@ -124,22 +124,3 @@ def test_programs_are_forgotten_before_memory_maps_run_out(monkeypatch, allowed,
     assert len(calls) == times
     fit(BASE, frames, [Forces(1.0)], steps=1, precision="float64", average=0.0)
     assert len(calls) == 2 * times
-
-
-def test_forces_are_drawn_back_to_the_limit_and_no_further():
-    frames = rattled(crystals()[1:], 3)
-    base = [frame.replace(forces=np.full((4, 3), 0.5)) for frame in frames]
-    changes = [
-        np.zeros((4, 3)),
-        np.full((4, 3), 0.01),
-        np.outer([0.06, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0]),
-    ]  # rms 0, 10, 17 meV/Å
-    tuned = [frame.replace(forces=0.5 + change) for frame, change in zip(frames, changes, strict=True)]
-    found = [frame.forces - 0.5 for frame in drawn_back(tuned, base, 12.0)]
-    np.testing.assert_array_equal(found[0], changes[0])
-    np.testing.assert_allclose(found[1], changes[1], rtol=1e-12)
-    np.testing.assert_allclose(found[2], changes[2] * 12.0 / (60.0 / np.sqrt(12.0)), rtol=1e-12, atol=1e-16)
-    same = drawn_back(tuned, base, 0.0)
-    np.testing.assert_array_equal(same[2].forces, base[2].forces)
-    bare = [frame.replace(forces=None) for frame in tuned]
-    assert all(frame.forces is None for frame in drawn_back(bare, base, 1.0))

@@ -1,0 +1,91 @@
+"""What a potential said before a training: replayed beside it, or restored after it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmd_thermal.cli.progress import announce
+from jaxmd_thermal.cli.training import structures_of
+from jaxmd_thermal.cli.training_settings import Asked, TrainingSettings
+from jaxmd_thermal.transport.results import write_json
+
+OTHER_COPIES = 7919
+"""Added to the seed for the rattled copies on which forgetting is measured: never those that were asked about."""
+
+
+def replayed(base: Any, settings: Asked, data: Sequence[Any], seed: int) -> tuple[list[Any], list[Any]]:
+    """Frames with what the potential says of them, and unlabelled other copies of the same, on which forgetting is measured.
+
+    Without files they are made of the data, one structure of each compound.
+    """
+    from jaxmd_thermal.training.replay import rattled, replay
+
+    bare = structures_of(settings.energies_only)
+    kept = structures_of(settings.structures) if settings.structures or bare else _one_of_each(data)
+    sources = [*kept, *bare]
+    made = replay(base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed)
+    first = settings.copies * len(kept)
+    made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
+    names = [frame.compound for frame in sources]
+    # Where the replay holds the structures at rest, what else is said of them is still to be seen.
+    apart = settings.rattle or Asked.model_fields["rattle"].default
+    return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + OTHER_COPIES, names=names)
+
+
+def _one_of_each(frames: Sequence[Any]) -> list[Any]:
+    return list({f.compound: f for f in reversed(frames)}.values())[::-1]
+
+
+def restored_by(
+    settings: TrainingSettings, base: Any, tuned: Any, data: Sequence[Any], out: Path, *, quiet: bool = False
+) -> tuple[Any, list[Any]]:
+    """What [restore] makes of a trained potential, and structures on which forgetting is measured, as from `replayed`.
+
+    It is written to `out` as `restored` and as its `potential`; what the training ended with stays beside it as
+    `before_restoring`. The same again is read from there.
+    """
+    import jax
+
+    from jaxmd_thermal.io.exported import save_potential
+    from jaxmd_thermal.io.models import load_potential
+    from jaxmd_thermal.training.records import digest, digest_of
+    from jaxmd_thermal.training.restoring import restored
+
+    r = settings.restore
+    assert r is not None
+    said, others = replayed(base, r, data, settings.seed)
+    file, folder = out / "restored.json", out / "restored"
+    asked_for = json.loads(r.model_dump_json()) | {
+        "seed": settings.seed, "tuned": digest(jax.tree.leaves(tuned)), "structures": digest_of([*said, *data]),
+    }  # fmt: skip
+    if file.is_file() and (known := json.loads(file.read_text())).get("of") == asked_for:
+        made = load_potential(str(folder)) if folder.is_dir() else None
+        if made is not None and digest(jax.tree.leaves(made)) == known["potential"]:
+            save_potential(made, out / "potential", overwrite=True)  # a training that is resumed has written its own
+            return made, others
+
+    def show(done: int, rows: int) -> None:
+        if not quiet and (done % max(rows // 20, 1) == 0 or done == rows):
+            print(f"restoring: {done} of {rows} gradients", file=sys.stderr, flush=True)
+
+    found = restored(
+        tuned, said, data, forces_kept=r.forces_kept, directions=r.directions, columns=r.columns, rounds=r.rounds,
+        dtype="float64" if settings.precision == "float64" else "float32", seed=settings.seed, progress=show,
+    )  # fmt: skip
+    save_potential(tuned, out / "before_restoring", overwrite=True)
+    for place in (folder, out / "potential"):
+        save_potential(found.potential, place, overwrite=True)
+    write_json(
+        {
+            "of": asked_for, "potential": digest(jax.tree.leaves(found.potential)), "rows": found.rows,
+            "change_of_a_weight": found.change, "history": found.history,
+        },
+        file,
+    )  # fmt: skip
+    if not quiet:
+        announce(f"restored by {found.rows} gradients: {json.dumps(found.history)}")
+    return found.potential, others
