@@ -85,6 +85,7 @@ VARIANTS = {
         "steps": 500,
         "restore.structures": ("$REPLAY/solid_*.extxyz", "$REPLAY/prototype_*.extxyz"),
         "restore.energies_only": ("$REPLAY/compound_*.extxyz",),
+        "restore.copies": 1,  # another crystal says more than another copy
     },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
@@ -97,7 +98,7 @@ INVENTED = {
     "energy-at-rest": 100,
     "invented-energies": 400,
     "held-anions": 400,
-    "restored": 400,
+    "restored": 1000,
 }
 """Variants that ask the base model of invented crystals, too, and how many."""
 
@@ -127,8 +128,11 @@ def main(options) -> int:
     if options.evaluate:
         named = {k: v for k, v in named.items() if k in options.evaluate}
     changes: dict[str, Any] = dict(VARIANTS[options.variant])
-    if not options.solids.is_file() and "replay" not in changes:
-        changes["replay.structures"] = None  # the training compounds are left
+    if not options.solids.is_file():  # the training compounds and what is invented are left
+        if "replay" not in changes:
+            changes["replay.structures"] = None
+        if "restore.structures" in changes:
+            changes["restore.structures"] = ("$REPLAY/prototype_*.extxyz",)
     if options.steps is not None:
         changes["steps"] = options.steps
     if options.seed is not None:
@@ -148,8 +152,7 @@ def main(options) -> int:
         _, *apart = parted(options.solids, data)
         halves = {k: rattled(v, 1, seed=1) for k, v in zip(("where it was chosen", "elsewhere"), apart)}
     chosen_on = halves.get("where it was chosen", [])
-    settings = load_training(options.config, changes)
-    result, forgotten = trained(settings, out)
+    result, forgotten = trained(load_training(options.config, changes), out)
     document = {"variant": options.variant, "steps": result.steps, "stopped": result.stopped, "forgotten": forgotten}
     announce(f"changed on other copies of the replayed structures: {json.dumps(forgotten)}")
     models["this run"] = result.potential
@@ -298,7 +301,7 @@ if __name__ == "__main__":
         help="structures of the 103 solids, on which forgetting is measured; skipped where the file is missing",
     )  # fmt: skip
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="full")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), default="restored")
     parser.add_argument("--steps", type=int, default=None, help="instead of the configuration's, for a trial")
     parser.add_argument("--seed", type=int, default=None, help="instead of the configuration's, to see the spread")
     parser.add_argument("--only", nargs="*", default=(), help="training compounds, for a trial")
