@@ -11,6 +11,7 @@ from typing import Any
 from jaxmd_thermal.cli.progress import announce
 from jaxmd_thermal.cli.training import structures_of
 from jaxmd_thermal.cli.training_settings import Asked, TrainingSettings
+from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.transport.results import write_json
 
 OTHER_COPIES = 7919
@@ -62,11 +63,14 @@ def restored_by(
     asked_for = json.loads(r.model_dump_json()) | {
         "seed": settings.seed, "tuned": digest(jax.tree.leaves(tuned)), "structures": digest_of([*said, *data]),
     }  # fmt: skip
-    if file.is_file() and (known := json.loads(file.read_text())).get("of") == asked_for:
-        made = load_potential(str(folder)) if folder.is_dir() else None
-        if made is not None and digest(jax.tree.leaves(made)) == known["potential"]:
-            save_potential(made, out / "potential", overwrite=True)  # a training that is resumed has written its own
-            return made, others
+    try:
+        known = json.loads(file.read_text())
+        made = load_potential(str(folder)) if known["of"] == asked_for else None
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        made = None  # nothing there, or damaged: it is made again
+    if made is not None and digest(jax.tree.leaves(made)) == known["potential"]:
+        save_potential(made, out / "potential", overwrite=True)  # a training that is resumed has written its own
+        return made, others
 
     def show(done: int, rows: int) -> None:
         if not quiet and (done % max(rows // 20, 1) == 0 or done == rows):
@@ -74,7 +78,7 @@ def restored_by(
 
     found = restored(
         tuned, said, data, forces_kept=r.forces_kept, directions=r.directions, columns=r.columns, rounds=r.rounds,
-        dtype="float64" if settings.precision == "float64" else "float32", seed=settings.seed, progress=show,
+        precision=settings.precision, seed=settings.seed, progress=show,
     )  # fmt: skip
     save_potential(tuned, out / "before_restoring", overwrite=True)
     for place in (folder, out / "potential"):

@@ -7,8 +7,7 @@ smallest of them is taken. It is a linear regression whose features are the grad
     minimise  sum_r ((f_r + J_r . d - target_r) / error_r)^2 + |d|^2 / spread^2,
 
 solved for one unknown a row, d = J^T a: the matrix J J^T is the neural tangent kernel (Jacot et al., NeurIPS 2018,
-arXiv:1806.07572), and what is said of structures that were not asked about follows from it. Steps of an optimiser on the same
-rows end somewhere else: they move weights as far as those of the training did and forget what it had learnt.
+arXiv:1806.07572), and what is said of structures that were not asked about follows from it.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from jaxmd_thermal.training.data import Frame, check_frames
 from jaxmd_thermal.training.losses import paired
 from jaxmd_thermal.training.neighborhoods import neighborhood
 from jaxmd_thermal.training.optimizers import Partition, is_weight
+from jaxmd_thermal.training.steps import PRECISIONS
 
 SIZES, WIDTHS = 3, 2
 """Shapes of batches: so many numbers of atoms, and for each so many of neighbours, where there are `MANY` structures; else two
@@ -104,7 +104,7 @@ def restored(
     columns: int = 6,
     rounds: int = 2,
     trained: Callable[[Any, Any], bool] = is_weight,
-    dtype: str = "float32",
+    precision: str = "float32",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Restoration:
@@ -123,7 +123,7 @@ def restored(
       rounds: the rows are linear in the weights only nearly; each round begins at what the potential says after the one before.
         The gradients are those of the first. A round that makes it worse is taken back.
       trained: rule for the weights that may change (`Partition.of`).
-      dtype: of the potential and its gradients.
+      precision: "float32", "mixed" (weights and gradients in double precision) or "float64", as in `fit`.
       seed: of what is drawn.
       progress: called with the rows done and all of them.
 
@@ -137,15 +137,18 @@ def restored(
             raise InputError(f"{name} is {count}; it must be at least 1")
     if not 0.0 <= forces_kept <= 1.0:
         raise InputError(f"forces_kept is {forces_kept}; it must lie between 0 (none of the change) and 1 (all of it)")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    of_weights, dtype = PRECISIONS[precision]
     forget_programs()
     with double_precision():
         partition = Partition.of(potential, trained)
-        start, others = partition.split(potential, dtype)
+        start, others = partition.split(potential, of_weights)
         rows = _rows_of(potential, frames, kept, directions, columns, seed)
         size = sum(np.size(w) for w in start.values())
-        _check_memory(len(rows), size, np.dtype(dtype).itemsize)
+        _check_memory(len(rows), size, np.dtype(of_weights).itemsize)
         say = {"partition": partition, "dtype": dtype}
-        gradients = np.empty((len(rows), size), dtype)
+        gradients = np.empty((len(rows), size), of_weights)
         said = np.empty(len(rows))
         for r, row in enumerate(rows):
             value, slope = jax.device_get(_value_and_slope(start, others, row.batch, row.adjoint, **say))
