@@ -83,9 +83,10 @@ VARIANTS = {
     "restored": {
         "replay": None,
         "steps": 500,
-        "restore.structures": ("$REPLAY/solid_*.extxyz", "$REPLAY/prototype_*.extxyz"),
-        "restore.energies_only": ("$REPLAY/compound_*.extxyz",),
+        "restore.structures": ("$REPLAY/solid_*.extxyz",),
+        "restore.energies_only": ("$REPLAY/prototype_*.extxyz", "$REPLAY/compound_*.extxyz"),
         "restore.copies": 1,  # another crystal says more than another copy
+        "restore.directions": 4,
     },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
     "energy-replay": ENERGIES,
@@ -98,15 +99,23 @@ INVENTED = {
     "energy-at-rest": 100,
     "invented-energies": 400,
     "held-anions": 400,
-    "restored": 1000,
+    "restored": 2000,
 }
 """Variants that ask the base model of invented crystals, too, and how many."""
 
 HELD_OUT = 4
 """One in so many compositions of the solids is never replayed: forgetting is measured there, and limited on half of them."""
 
-PROTOTYPE_EDGES = {"rocksalt": 2.0, "zincblende": 4 / 3**0.5, "cesiumchloride": 2 / 3**0.5, "fluorite": 4 / 3**0.5}
-"""Edge of the cube over the length of the bond."""
+PROTOTYPE_EDGES = {
+    "rocksalt": 2.0,
+    "zincblende": 4 / 3**0.5,
+    "wurtzite": (8 / 3) ** 0.5,
+    "cesiumchloride": 2 / 3**0.5,
+    "fluorite": 4 / 3**0.5,
+}
+"""Edge of the cube, or of the hexagon, over the length of the bond."""
+SIMILAR = 0.15
+"""Elements whose radii differ by no more take each other's place (the rule of Hume-Rothery for solid solutions)."""
 CATIONS = (
     "Li Na K Rb Cs Be Mg Ca Sr Ba B Sc Ti V Cr Mn Fe Co Ni Cu Zn Y Zr Nb Mo Ag Cd La Hf Ta W Al Ga In Tl Si Ge Sn Pb Sb Bi Er"
 ).split()
@@ -129,10 +138,10 @@ def main(options) -> int:
         named = {k: v for k, v in named.items() if k in options.evaluate}
     changes: dict[str, Any] = dict(VARIANTS[options.variant])
     if not options.solids.is_file():  # the training compounds and what is invented are left
-        if "replay" not in changes:
-            changes["replay.structures"] = None
         if "restore.structures" in changes:
-            changes["restore.structures"] = ("$REPLAY/prototype_*.extxyz",)
+            changes["restore.structures"] = None
+        elif "replay" not in changes:
+            changes["replay.structures"] = None
     if options.steps is not None:
         changes["steps"] = options.steps
     if options.seed is not None:
@@ -241,28 +250,31 @@ def replayed(data: Path, solids: Path, folder: Path, invented: int, by_anion: bo
 
 
 def prototypes(potential, count: int, excluded: set, seed: int = 0) -> list:
-    """Binary crystals of random elements, at the volume that the base model likes best: chemistry that no data set holds.
+    """Crystals of random elements, at the volume that the base model likes best: chemistry that no data set holds.
 
-    Replay needs no reference, so the structures may be invented; they only have to be such that the model is asked there.
+    What a base model is asked needs no reference, so the structures may be invented. Every other one is a binary; in the rest
+    half of the cations and half of the anions are replaced by an element of similar size, so that each says something of four
+    bonds, in surroundings that no binary has.
     """
     from ase import Atoms
-    from ase.build import bulk
-    from ase.data import atomic_numbers, covalent_radii
 
     from jaxmd_thermal.training.replay import labelled, rattled
 
     rng = np.random.default_rng(seed)
-    found: list[Atoms] = []
+    found: dict[tuple, Atoms] = {}
+    draws = 0
     while len(found) < count:
-        cation, anion, kind = rng.choice(CATIONS), rng.choice(ANIONS), rng.choice(sorted(PROTOTYPE_EDGES))
-        formula = f"{cation}{anion}2" if kind == "fluorite" else f"{cation}{anion}"
-        if composition(formula) not in excluded:
-            bond = sum(covalent_radii[atomic_numbers[e]] for e in (cation, anion))
-            found.append(bulk(formula, str(kind), a=PROTOTYPE_EDGES[str(kind)] * bond))
-            excluded = excluded | {composition(formula)}
+        draws += 1
+        if draws > 100 * count:
+            raise InputError(f"only {len(found)} of {count} crystals of such elements can be told apart: take fewer")
+        kind, mixed = str(rng.choice(sorted(PROTOTYPE_EDGES))), len(found) % 2 == 1
+        atoms = crystal(kind, *(pair(rng, elements, mixed) for elements in (CATIONS, ANIONS)))
+        known = composition(str(atoms.symbols))
+        if known not in excluded:
+            found.setdefault((kind, known), atoms)
     scales = np.linspace(0.84, 1.2, 10)
     trials = []
-    for atoms in found:
+    for atoms in found.values():
         for scale in scales:
             trial = atoms.copy()
             trial.set_cell(scale * atoms.cell, scale_atoms=True)
@@ -270,6 +282,38 @@ def prototypes(potential, count: int, excluded: set, seed: int = 0) -> list:
     said = labelled(potential, rattled(trials, rattle=0.0, strain=0.0), batch_size=len(scales))
     best = np.argmin(np.reshape([frame.energy for frame in said], (count, len(scales))), axis=1)
     return [trials[i * len(scales) + k] for i, k in enumerate(best)]
+
+
+def pair(rng, elements: list[str], mixed: bool) -> tuple[str, str]:
+    """An element and, if mixed, one within `SIMILAR` of its size, else the same again."""
+    one = str(rng.choice(elements))
+    alike = [e for e in elements if abs(radius(e) - radius(one)) <= SIMILAR * radius(one)]
+    return one, str(rng.choice(alike)) if mixed else one
+
+
+def crystal(kind: str, cations: tuple[str, str], anions: tuple[str, str]):
+    """Crystal with bonds as long as the covalent radii say; twice the smallest cell where it must be to hold both elements."""
+    from ase.build import bulk
+
+    bond = sum(map(radius, cations + anions)) / 2
+    formula = f"{cations[0]}{anions[0]}{'2' if kind == 'fluorite' else ''}"
+    atoms = bulk(formula, kind, a=PROTOTYPE_EDGES[kind] * bond)
+    pairs = [both for both in (cations, anions) if both[0] != both[1]]
+    if pairs and kind != "wurtzite":
+        atoms = atoms.repeat((1, 1, 2))
+    symbols = np.array(atoms.get_chemical_symbols(), object)
+    for one, other in pairs:
+        where = np.flatnonzero(symbols == one)
+        symbols[where[len(where) // 2 :]] = other
+    atoms.set_chemical_symbols(list(symbols))
+    return atoms
+
+
+def radius(element: str) -> float:
+    """Covalent radius, Å."""
+    from ase.data import atomic_numbers, covalent_radii
+
+    return float(covalent_radii[atomic_numbers[element]])
 
 
 def composition(formula: str) -> tuple:

@@ -51,7 +51,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     """`FitResult` of settings, and `forgetting` on other copies of what was replayed (None without); twice None on a dry run."""
     from dataclasses import replace
 
-    from jaxmd_thermal.cli.training_replay import replayed, restored_by
+    from jaxmd_thermal.cli.training_replay import TOGETHER, check_restore, replayed, restored_by
     from jaxmd_thermal.training.data import split_by_compound
     from jaxmd_thermal.training.fit import fit
     from jaxmd_thermal.training.networks import with_block
@@ -80,6 +80,8 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     )
     o = settings.optimizer
     choose = chosen(base, o.frozen, o.constants)  # refuses wrong names before anything is computed
+    if settings.restore is not None:
+        check_restore(settings, base, data)
     if dry_run:
         _describe(settings, data, base)
         return None, None
@@ -129,7 +131,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     if settings.restore is not None:
         potential, asked = restored_by(settings, base, result.potential, data, out, quiet=quiet)
         result, others = replace(result, potential=potential), others or asked
-    forgotten = forgetting(base, result.potential, others) if others else None
+    forgotten = forgetting(base, result.potential, others, batch_size=TOGETHER) if others else None
     return result, forgotten
 
 

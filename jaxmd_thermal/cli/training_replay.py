@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxmd_thermal.cli.progress import announce
 from jaxmd_thermal.cli.training import structures_of
 from jaxmd_thermal.cli.training_settings import Asked, TrainingSettings
 from jaxmd_thermal.errors import InputError
 from jaxmd_thermal.transport.results import write_json
+
+TOGETHER = 16
+"""Structures that a potential is asked about at a time."""
 
 OTHER_COPIES = 7919
 """Added to the seed for the rattled copies on which forgetting is measured: never those that were asked about."""
@@ -25,16 +30,44 @@ def replayed(base: Any, settings: Asked, data: Sequence[Any], seed: int) -> tupl
     """
     from jaxmd_thermal.training.replay import rattled, replay
 
-    bare = structures_of(settings.energies_only)
-    kept = structures_of(settings.structures) if settings.structures or bare else _one_of_each(data)
+    kept, bare = _sources(settings, data)
     sources = [*kept, *bare]
-    made = replay(base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed)
+    made = replay(
+        base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed, batch_size=TOGETHER
+    )
     first = settings.copies * len(kept)
     made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
     names = [frame.compound for frame in sources]
     # Where the replay holds the structures at rest, what else is said of them is still to be seen.
     apart = settings.rattle or Asked.model_fields["rattle"].default
     return made, rattled(sources, 1, rattle=apart, strain=settings.strain, seed=seed + OTHER_COPIES, names=names)
+
+
+def _sources(settings: Asked, data: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Structures that are asked about, and those of which energies alone are wanted."""
+    bare = structures_of(settings.energies_only)
+    return structures_of(settings.structures) if settings.structures or bare else _one_of_each(data), bare
+
+
+def check_restore(settings: TrainingSettings, base: Any, data: Sequence[Any]) -> None:
+    """Says how much [restore] will compute, before the training: what is wrong with it shall not come out after hours.
+
+    Raises:
+      InputError: a file that is missing or damaged, or more gradients than the memory holds.
+    """
+    from jaxmd_thermal.training.optimizers import Partition, is_weight
+    from jaxmd_thermal.training.restoring import check_memory
+
+    r = settings.restore
+    assert r is not None
+    kept, bare = _sources(r, data)
+    columns = sum(min(r.columns, len(f.columns)) for f in data if f.columns is not None)
+    rows = r.copies * (len(kept) * (1 + r.directions) + len(bare)) + columns
+    size = sum(np.size(w) for w in Partition.of(base, is_weight).split(base, np.float32)[0].values())
+    memory = check_memory(rows, size, settings.precision)
+    announce(
+        f"restoring afterwards: {rows} gradients of {size} weights, {columns} of trained Hessians; {memory:.2g} GB"
+    )
 
 
 def _one_of_each(frames: Sequence[Any]) -> list[Any]:

@@ -55,8 +55,8 @@ class Errors:
 
     energy: float = 2e-3
     forces: float = 5e-3
-    hessian: float = 0.05
-    spread: float = 0.02
+    hessian: float = 8e-3
+    spread: float = 3e-3
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -146,7 +146,7 @@ def restored(
         start, others = partition.split(potential, of_weights)
         rows = _rows_of(potential, frames, kept, directions, columns, seed)
         size = sum(np.size(w) for w in start.values())
-        _check_memory(len(rows), size, np.dtype(of_weights).itemsize)
+        check_memory(len(rows), size, precision)
         say = {"partition": partition, "dtype": dtype}
         gradients = np.empty((len(rows), size), of_weights)
         said = np.empty(len(rows))
@@ -253,13 +253,20 @@ def _value_and_slope(weights, others, batch, adjoint, *, partition, dtype):
     return jax.value_and_grad(_answer)(weights, others, batch, adjoint, partition, dtype)
 
 
-def _check_memory(rows: int, weights: int, itemsize: int) -> None:
-    needed, free = rows * weights * itemsize + 4 * 8 * rows**2, available_memory()
+def check_memory(rows: int, weights: int, precision: str) -> float:
+    """GB that the gradients of so many rows take.
+
+    Raises:
+      InputError: more than there is.
+    """
+    needed = (rows * weights * np.dtype(PRECISIONS[precision][0]).itemsize + 4 * 8 * rows**2) / 1e9
+    free = available_memory() / 1e9
     if needed > 0.8 * free:
         raise InputError(
-            f"{rows} rows with {weights} weights need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: take fewer "
-            "structures or copies, directions or columns"
+            f"{rows} rows with {weights} weights need {needed:.1f} GB, and {free:.1f} GB are free: take fewer structures or "
+            "copies, directions or columns"
         )
+    return needed
 
 
 def _check_finite(rows: list[_Row], said: np.ndarray, gradients: np.ndarray) -> None:

@@ -117,7 +117,9 @@ def test_a_network_gets_its_energies_back_and_keeps_its_curvature():
     frames = labelled(base, rattled(salts, 2), dtype="float64")
     atoms = bulk("NaCl", "zincblende", a=5.6)
     kept, columns = [as_frame(atoms, range(6))], range(6)
-    found = restored(tuned, frames, kept, errors=Errors(energy=1e-4, hessian=1e-3), precision="float64", columns=6)
+    found = restored(
+        tuned, frames, kept, errors=Errors(energy=1e-4, hessian=1e-3, spread=0.02), precision="float64", columns=6
+    )
     before, after = found.history[0], found.history[-1]
     assert len(found.history) == 3
     assert after["energy_meV_atom"] < 0.1 * before["energy_meV_atom"]
@@ -128,7 +130,7 @@ def test_a_network_gets_its_energies_back_and_keeps_its_curvature():
     def moved(potential):
         return np.abs(hessian_columns(potential, atoms, columns) - hessian_columns(tuned, atoms, columns)).max()
 
-    alone = restored(tuned, frames, errors=Errors(energy=1e-4), precision="float64")
+    alone = restored(tuned, frames, errors=Errors(energy=1e-4, spread=0.02), precision="float64")
     assert moved(found.potential) < 0.2 * moved(alone.potential)
     assert 0 < found.change < 0.05
 
@@ -187,6 +189,12 @@ def test_restoring_by_a_file(tmp_path, monkeypatch, capsys):
     document = json.loads((out / "restored.json").read_text())
     assert document["history"][-1]["energy_meV_atom"] < document["history"][0]["energy_meV_atom"]
     assert set(forgotten) == {"energy_meV_atom", "forces_meV_A", "stress_GPa"}
+
+    training.trained(settings, out, dry_run=True)
+    assert f"restoring afterwards: {document['rows']} gradients of 2 weights, 0 of" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"none\.extxyz"):  # before the training, not after it
+        training.trained(checked(BASE | table | {"restore": {"structures": "none.extxyz"}}, "'file'"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
     def refused(*args, **kwargs):
         raise AssertionError("restored again")
