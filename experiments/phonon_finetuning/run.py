@@ -83,9 +83,11 @@ VARIANTS = {
     "restored": {
         "replay": None,
         "steps": 500,
+        "repeats": 2,
         "restore.structures": ("$REPLAY/solid_*.extxyz",),
         "restore.energies_only": ("$REPLAY/prototype_*.extxyz", "$REPLAY/compound_*.extxyz"),
-        "restore.copies": 1,  # another crystal says more than another copy
+        "restore.copies": 2,
+        "restore.energies_only_copies": 1,  # another crystal says more than another copy
         "restore.directions": 4,
     },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.

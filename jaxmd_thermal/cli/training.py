@@ -52,6 +52,7 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
     from dataclasses import replace
 
     from jaxmd_thermal.cli.training_replay import TOGETHER, check_restore, replayed, restored_by
+    from jaxmd_thermal.io.exported import save_potential
     from jaxmd_thermal.training.data import split_by_compound
     from jaxmd_thermal.training.fit import fit
     from jaxmd_thermal.training.networks import with_block
@@ -100,39 +101,56 @@ def trained(settings: TrainingSettings, out: Path, *, dry_run: bool = False, qui
         co = CoTraining(upstream, terms(u.losses, total), u.steps, u.batch_size, settings.buckets)
     per_step = 1 + (co.steps if co else 0)
     schedule = rate(o.rate, o.schedule, per_step * total, per_step * o.warmup, o.final_rate)
-    result = fit(
-        base,
-        data,
-        terms(settings.losses, total),
-        adamw(schedule, weight_decay=o.weight_decay, clip=o.clip),
-        steps=settings.steps,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        columns=settings.columns,
-        buckets=settings.buckets,
-        accumulate=settings.accumulate,
-        validation=validation,
-        validate_every=settings.validate_every,
-        patience=settings.patience,
-        co_training=co,
-        precision=settings.precision,
-        average=settings.average,
-        trained=choose,
-        seed=settings.seed,
-        devices=devices,
-        out=out,
-        checkpoint_every=settings.checkpoint_every,
-        tensorboard=settings.tensorboard,
-        max_seconds=settings.max_seconds,
-        check_units=settings.check_units and settings.potential is not None,
-        settings={"optimizer": o.model_dump()},
-        progress=None if quiet else _show,
-    )
+    results = []
+    for number in range(settings.repeats):
+        if settings.repeats > 1:
+            announce(f"training {number + 1} of {settings.repeats}")
+        result = fit(
+            base,
+            data,
+            terms(settings.losses, total),
+            adamw(schedule, weight_decay=o.weight_decay, clip=o.clip),
+            steps=settings.steps,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            columns=settings.columns,
+            buckets=settings.buckets,
+            accumulate=settings.accumulate,
+            validation=validation,
+            validate_every=settings.validate_every,
+            patience=settings.patience,
+            co_training=co,
+            precision=settings.precision,
+            average=settings.average,
+            trained=choose,
+            seed=settings.seed + number,
+            devices=devices,
+            out=out if settings.repeats == 1 else out / f"training_{number + 1}",
+            checkpoint_every=settings.checkpoint_every,
+            tensorboard=settings.tensorboard,
+            max_seconds=settings.max_seconds and settings.max_seconds / settings.repeats,
+            check_units=settings.check_units and settings.potential is not None,
+            settings={"optimizer": o.model_dump()},
+            progress=None if quiet else _show,
+        )
+        results.append(result)
+    if len(results) > 1:
+        result = replace(results[-1], potential=_mean([r.potential for r in results]))
+        save_potential(result.potential, out / "potential", overwrite=True)
     if settings.restore is not None:
         potential, asked = restored_by(settings, base, result.potential, data, out, quiet=quiet)
         result, others = replace(result, potential=potential), others or asked
     forgotten = forgetting(base, result.potential, others, batch_size=TOGETHER) if others else None
     return result, forgotten
+
+
+def _mean(potentials: list[Any]) -> Any:
+    from jaxmd_thermal.training.replay import interpolated
+
+    mean = potentials[0]
+    for count, other in enumerate(potentials[1:], 2):
+        mean = interpolated(mean, other, 1 / count)
+    return mean
 
 
 def _show(p: Any) -> None:

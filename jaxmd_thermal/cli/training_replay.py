@@ -28,13 +28,14 @@ def replayed(base: Any, settings: Asked, data: Sequence[Any], seed: int) -> tupl
 
     Without files they are made of the data, one structure of each compound.
     """
-    from jaxmd_thermal.training.replay import rattled, replay
+    from jaxmd_thermal.training.replay import labelled, rattled
 
     kept, bare = _sources(settings, data)
     sources = [*kept, *bare]
-    made = replay(
-        base, sources, settings.copies, rattle=settings.rattle, strain=settings.strain, seed=seed, batch_size=TOGETHER
-    )
+    counts = [settings.copies] * len(kept) + [settings.energies_only_copies or settings.copies] * len(bare)
+    every = rattled(sources, max(counts), rattle=settings.rattle, strain=settings.strain, seed=seed)
+    wanted = [every[i * max(counts) + copy] for i, count in enumerate(counts) for copy in range(count)]
+    made = labelled(base, wanted, batch_size=TOGETHER)
     first = settings.copies * len(kept)
     made[first:] = [frame.replace(forces=None, stress=None) for frame in made[first:]]
     names = [frame.compound for frame in sources]
@@ -62,7 +63,7 @@ def check_restore(settings: TrainingSettings, base: Any, data: Sequence[Any]) ->
     assert r is not None
     kept, bare = _sources(r, data)
     columns = sum(min(r.columns, len(f.columns)) for f in data if f.columns is not None)
-    rows = r.copies * (len(kept) * (1 + r.directions) + len(bare)) + columns
+    rows = r.copies * len(kept) * (1 + r.directions) + (r.energies_only_copies or r.copies) * len(bare) + columns
     size = sum(np.size(w) for w in Partition.of(base, is_weight).split(base, np.float32)[0].values())
     memory = check_memory(rows, size, settings.precision)
     announce(

@@ -109,12 +109,14 @@ class Optimizer(Strict):
 class Asked(Strict):
     """Rattled and strained copies of structures, of which the potential is asked before the training.
 
-    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change.
+    Of `energies_only` no forces and stresses are kept: structures whose curvature the training shall change. There may be another
+    number of copies of them, `energies_only_copies`.
     """
 
     structures: tuple[str, ...] = ()
     energies_only: tuple[str, ...] = ()
     copies: Count = 4
+    energies_only_copies: Count | None = None
     rattle: NotNegative = 0.05
     strain: NotNegative = 0.02
 
@@ -174,7 +176,11 @@ class Network(Strict):
 
 
 class TrainingSettings(Strict):
-    """Options of `train` (with `network`) and `finetune` (with `potential`)."""
+    """Options of `train` (with `network`) and `finetune` (with `potential`).
+
+    With `repeats` the result is the mean of the weights of so many trainings, whose seeds are `seed` and those after it: what
+    chance did to each goes, what they have in common stays (Wortsman et al., ICML 2022, arXiv:2203.05482).
+    """
 
     potential: str | None = None
     network: Network | None = None
@@ -198,6 +204,7 @@ class TrainingSettings(Strict):
     precision: Literal["float32", "mixed", "float64"] = "float32"
     average: Fraction = 0.999
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    repeats: Count = 1
     checkpoint_every: Count = 50
     max_seconds: Positive | None = None
     devices: Annotated[int, Field(ge=0)] = 1
@@ -218,6 +225,8 @@ class TrainingSettings(Strict):
             raise ValueError("give one of [replay] and [upstream]")
         if self.potential is not None and self.network is not None:
             raise ValueError("give one of potential (finetune) and [network] (train)")
+        if self.network is not None and self.repeats > 1:
+            raise ValueError("repeats needs a potential to start from: means of random networks are none")
         if self.network is not None and self.restore is not None:
             raise ValueError("[restore] needs a potential that knew something before: it is for finetune")
         if self.patience is not None and self.validation is None and not self.validation_fraction:

@@ -55,6 +55,7 @@ BASE = {
         ({"replay": {"energies_only": ["a"], "losses": {"forces": {}}}}, "energies_only needs .replay.losses.energy."),
         ({"restore": {"forces_kept": 2}}, "restore.forces_kept: it must be less than or equal to 1 .it is 2."),
         ({"restore": {"losses": {}}}, "unknown key 'restore.losses'"),
+        ({"potential": None, "network": {"cutoff": 4.0}, "repeats": 2}, "repeats needs a potential to start from"),
     ],
 )
 def test_unknown_keys_and_wrong_values(change, message):
@@ -228,6 +229,33 @@ def test_schedules_last_as_long_as_the_training(tmp_path, monkeypatch):
     np.testing.assert_allclose(weights, [2.0, 1.5, 1.0, 0.5], rtol=1e-9)
 
 
+def test_repeats_are_trainings_of_the_next_seeds_and_their_mean_is_taken(tmp_path, capsys):
+    """Two structures a batch of one: the order, and with it the weights, depends on the seed."""
+    from jax.tree import leaves
+
+    trajectory(tmp_path / "argon.extxyz", 5)
+    document = BASE | {
+        "steps": 3, "precision": "float64", "average": 0.0, "data": {"structures": [str(tmp_path / "argon.extxyz")]},
+        "optimizer": {"rate": 1e-3, "weight_decay": 0.0},
+    }  # fmt: skip
+    single = [
+        training.trained(checked(document | {"seed": seed}, "'file'"), tmp_path / f"{seed}", quiet=True)[0].potential
+        for seed in (4, 5)
+    ]
+    assert single[0].epsilon != single[1].epsilon
+    settings = checked(document | {"seed": 4, "repeats": 2}, "'file'")
+    found, _ = training.trained(settings, tmp_path / "both", quiet=True)
+    for mean, one, other in zip(leaves(found.potential), *map(leaves, single), strict=True):
+        np.testing.assert_allclose(mean, (np.asarray(one) + np.asarray(other)) / 2, rtol=1e-14)
+    saved = load_potential(str(tmp_path / "both" / "potential"))
+    assert saved.epsilon == found.potential.epsilon
+    capsys.readouterr()
+    again, _ = training.trained(settings, tmp_path / "both")
+    said = capsys.readouterr()
+    assert "training 2 of 2" in said.out and "step 1 of" not in said.err  # both are finished
+    assert again.potential.epsilon == found.potential.epsilon
+
+
 def test_replay_of_energies_alone(tmp_path):
     """What is replayed has the labels that its table says: all of them, or energies; without files it is made of the data."""
     trajectory(tmp_path / "argon.extxyz", 2)
@@ -239,11 +267,14 @@ def test_replay_of_energies_alone(tmp_path):
         ({}, [True, True]),
         ({"structures": kept, "energies_only": bare}, [True, True, False]),
         ({"energies_only": bare, "rattle": 0.0, "strain": 0.0}, [False]),
+        ({"structures": kept, "energies_only": bare, "energies_only_copies": 3}, [True, True, False]),
     ):
         settings = checked(BASE | {"replay": files | {"copies": 2, "losses": {"energy": {}}}}, "'file'").replay
         made, unseen = training_replay.replayed(base, settings, data, 3)
         labels = [(f.energy is not None, f.forces is not None, f.stress is not None) for f in made]
-        assert labels == [(True, each, each) for each in full for _ in range(2)]
+        bare_copies = settings.energies_only_copies or 2
+        assert labels == [(True, each, each) for each in full for _ in range(2 if each else bare_copies)]
+        assert len({np.asarray(f.positions).tobytes() for f in made}) == (len(made) if settings.rattle else 1)
         assert len(unseen) == len(full) and all(f.energy is None for f in unseen)
         again = evaluate(base, made[-1].system)["energy"]
         assert abs(made[-1].energy - again) < 1e-5  # labels are in float32
