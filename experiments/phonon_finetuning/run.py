@@ -83,11 +83,9 @@ VARIANTS = {
     "restored": {
         "replay": None,
         "steps": 500,
-        "repeats": 2,
         "restore.structures": ("$REPLAY/solid_*.extxyz",),
         "restore.energies_only": ("$REPLAY/prototype_*.extxyz", "$REPLAY/compound_*.extxyz"),
-        "restore.copies": 2,
-        "restore.energies_only_copies": 1,  # another crystal says more than another copy
+        "restore.copies": 1,  # another crystal says more than another copy
         "restore.directions": 4,
     },
     # Energies alone are replayed, of invented crystals as well: of displaced atoms and strained cells, or at rest.
@@ -104,6 +102,10 @@ INVENTED = {
     "restored": 2000,
 }
 """Variants that ask the base model of invented crystals, too, and how many."""
+
+KEPT_WITHIN = {"energy": 5.0, "forces": 16.0}
+"""meV/atom and meV/Å: how far the share that is kept may move the solids that it is chosen on. Forces: half of the 32.5 meV/Å
+by which the variant `no-replay` moves them."""
 
 HELD_OUT = 4
 """One in so many compositions of the solids is never replayed: forgetting is measured there, and limited on half of them."""
@@ -168,7 +170,7 @@ def main(options) -> int:
     announce(f"changed on other copies of the replayed structures: {json.dumps(forgotten)}")
     models["this run"] = result.potential
     if halves:
-        share, seen = kept_share(models[START], result.potential, chosen_on, batch_size=8)
+        share, seen = kept_share(models[START], result.potential, chosen_on, **KEPT_WITHIN, batch_size=8)
         announce(f"share of the change that is kept: {share:g}, {json.dumps(seen)}")
         kept = interpolated(models[START], result.potential, share)
         save_potential(kept, out / "kept_share", overwrite=True)
