@@ -103,7 +103,7 @@ INVENTED = {
 }
 """Variants that ask the base model of invented crystals, too, and how many."""
 
-KEPT_WITHIN = {"energy": 5.0, "forces": 16.0}
+KEPT_WITHIN = 5.0, 16.0
 """meV/atom and meV/Å: how far the share that is kept may move the solids that it is chosen on. Forces: half of the 32.5 meV/Å
 by which the variant `no-replay` moves them."""
 
@@ -170,7 +170,7 @@ def main(options) -> int:
     announce(f"changed on other copies of the replayed structures: {json.dumps(forgotten)}")
     models["this run"] = result.potential
     if halves:
-        share, seen = kept_share(models[START], result.potential, chosen_on, **KEPT_WITHIN, batch_size=8)
+        share, seen = kept_share(models[START], result.potential, chosen_on, *KEPT_WITHIN, batch_size=8)
         announce(f"share of the change that is kept: {share:g}, {json.dumps(seen)}")
         kept = interpolated(models[START], result.potential, share)
         save_potential(kept, out / "kept_share", overwrite=True)
